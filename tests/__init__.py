@@ -1,0 +1,1 @@
+"""Tests of vidaccel; the folders mirror the package."""

@@ -1,0 +1,194 @@
+"""The page in a real headless browser: it plays in step, fits, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidaccel.report import write_report
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(not (CHROMIUM and DRIVER),
+                       reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)"),
+    pytest.mark.timeout(180),
+]
+FRAME = 1 / 16
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
+SAMPLE = """
+const [seconds, done] = [arguments[0], arguments[1]], [dense, fast] = document.querySelectorAll('video');
+const samples = [], start = performance.now();
+(function sample() {
+  if (!dense.seeking && !fast.seeking) samples.push([dense.currentTime, fast.currentTime]);
+  if (performance.now() - start < seconds * 1000) requestAnimationFrame(sample); else done(samples);
+})();
+"""
+PIXELS = """
+const canvas = document.getElementById('canvas'), pen = canvas.getContext('2d');
+const data = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+let sum = 0; for (let i = 0; i < data.length; i += 4) sum += data[i] + data[i + 1] + data[i + 2];
+return sum / canvas.width / canvas.height / 3;
+"""
+PICTURE = "return document.getElementById('canvas').toDataURL()"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def wait(browser: Any, condition: str, seconds: float = 20) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, seconds, 0.05).until(lambda driver: driver.execute_script(f"return {condition}"), condition)
+
+
+def resize(browser: Any, width: int, height: int = 900) -> None:
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
+
+
+def media(browser: Any, **features: str) -> None:
+    listed = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": listed})
+
+
+@pytest.fixture
+def opened(browser: Any, record: dict[str, Any], run_folder: Path) -> Any:
+    """The browser on a new page whose videos have loaded; the logs begin with it."""
+    media(browser)
+    resize(browser, 1280)
+    browser.get_log("performance")
+    browser.get_log("browser")
+    browser.get(write_report(record, run_folder).as_uri())
+    wait(browser, "[...document.querySelectorAll('video')].every((video) => video.readyState >= 2)")
+    return browser
+
+
+def requests(browser: Any) -> list[str]:
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [message["params"]["request"]["url"] for message in messages
+            if message["method"] == "Network.requestWillBeSent"]
+
+
+def press(browser: Any, *keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def wait_for_frame(browser: Any, frame: int | None = None) -> None:
+    """Until both videos rest on one frame: the given one, or any that they share."""
+    wait(browser, "[...document.querySelectorAll('video')].every((video, _, all) => video.paused && !video.seeking && "
+                  f"Math.floor(video.currentTime * 16 + 0.01) === ({json.dumps(frame)} ?? "
+                  "Math.floor(all[0].currentTime * 16 + 0.01)))")
+
+
+def test_videos_play_in_step_and_loop(opened: Any) -> None:
+    samples = opened.execute_async_script(SAMPLE, 5.0)
+    assert len(samples) > 50
+    dense = [time for time, _ in samples]
+    assert max(dense) > 2.5, "a clip of three seconds did not play to its end"
+    assert any(after < before - 1 for before, after in zip(dense, dense[1:], strict=False)), "it did not loop"
+    assert max(abs(one - other) for one, other in samples) < FRAME
+
+
+def test_page_asks_nobody_and_logs_no_error(opened: Any) -> None:
+    opened.find_element("id", "toggle").click()
+    opened.execute_async_script(SAMPLE, 1.0)
+    urls = requests(opened)
+    assert any(url.startswith("file:") for url in urls), "the performance log is empty"
+    assert [url[:80] for url in urls if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert opened.get_log("browser") == []
+
+
+def test_browser_knows_the_videos_codec(opened: Any) -> None:
+    assert opened.execute_script("return document.createElement('video').canPlayType("
+                                 "'video/mp4; codecs=\"avc1.64000c\"')") == "probably"
+
+
+def test_policy_stops_a_request(opened: Any) -> None:
+    opened.execute_script("document.body.append(Object.assign(new Image(), {src: 'https://example.invalid/x.png'}))")
+    wait(opened, "[...document.images].every((image) => image.complete)")
+    assert any("Content Security Policy" in entry["message"] for entry in opened.get_log("browser"))
+
+
+@pytest.mark.parametrize("width", [320, 360, 1280])
+def test_nothing_overflows(opened: Any, width: int) -> None:
+    resize(opened, width)
+    opened.find_element("id", "toggle").click()
+    opened.execute_script("document.querySelector('details').open = true")
+    assert opened.execute_script("return innerWidth") == width
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width
+    assert opened.execute_script("return document.getElementById('dense').getBoundingClientRect().width") >= 100
+
+
+def test_buttons_and_keys_drive_both_videos(opened: Any) -> None:
+    press(opened, " ")
+    wait_for_frame(opened)
+    assert opened.find_element("id", "play").text == "Play"
+    opened.execute_script("const scrub = document.getElementById('scrub'); scrub.value = 20;"
+                          "scrub.dispatchEvent(new Event('input'))")
+    wait_for_frame(opened, 20)
+    press(opened, "\ue014", "\ue014", "\ue012", "\ue014", "\ue012")
+    wait_for_frame(opened, 21)
+    wait(opened, "document.getElementById('clock').textContent === 'frame 22 of 49'")
+    opened.find_element("id", "play").click()
+    wait(opened, "[...document.querySelectorAll('video')].every((video) => !video.paused)")
+    press(opened, " ")
+    wait_for_frame(opened)
+    assert opened.find_element("id", "play").text == "Play"
+
+
+def test_scrubbing_fast_ends_where_it_should(opened: Any) -> None:
+    press(opened, " ")
+    opened.execute_script("const scrub = document.getElementById('scrub');"
+                          "for (const value of [3, 40, 3, 11, 48, 0, 31, 11]) {"
+                          " scrub.value = value; scrub.dispatchEvent(new Event('input')); }")
+    wait_for_frame(opened, 11)
+
+
+def test_difference_is_drawn_from_equal_frames(opened: Any, record: dict[str, Any], run_folder: Path) -> None:
+    opened.find_element("id", "toggle").click()
+    opened.execute_async_script("setTimeout(arguments[0], 300)")
+    moved, picture = opened.execute_script(PIXELS), opened.execute_script(PICTURE)
+    wait(opened, f"{PICTURE.removeprefix('return ')} !== {json.dumps(picture)}")
+    (run_folder / "fast.mp4").write_bytes((run_folder / "dense.mp4").read_bytes())
+    opened.get(write_report(record, run_folder).as_uri())
+    opened.find_element("id", "toggle").click()
+    same = []
+    for _ in range(12):
+        opened.execute_async_script("setTimeout(arguments[0], 120)")
+        same.append(opened.execute_script(PIXELS))
+    assert moved > 2 and max(same) < 0.1 * moved
+
+
+def test_reduced_motion_waits_for_the_reader(opened: Any) -> None:
+    media(opened, prefers_reduced_motion="reduce")
+    opened.refresh()
+    wait(opened, "document.getElementById('dense').readyState >= 2")
+    samples = opened.execute_async_script(SAMPLE, 0.5)
+    assert {tuple(sample) for sample in samples} == {(0, 0)}
+
+
+def test_undecodable_video_is_said(browser: Any, record: dict[str, Any], run_folder: Path) -> None:
+    media(browser)
+    (run_folder / "fast.mp4").write_bytes((run_folder / "fast.mp4").read_bytes()[:600])
+    browser.get(write_report(record, run_folder).as_uri())
+    wait(browser, "document.getElementById('trouble').textContent.includes('cannot decode')")

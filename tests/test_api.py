@@ -1,0 +1,93 @@
+"""What cannot be done is said in one line, before anything changes."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+
+import vidaccel
+from tests import tiny
+from vidaccel.profile import Profile
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.tiny_wan()
+
+
+def refused(target, *args, **options):
+    with pytest.raises(ValueError) as caught:
+        vidaccel.enable(target, *args, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_methods_of_every_pipeline_class():
+    assert DiffusionPipeline.enable_sparse_attention is vidaccel.enable
+    from diffusers import ModularPipeline
+    assert ModularPipeline.disable_sparse_attention is vidaccel.disable
+
+
+def test_unknown_things_are_named_with_what_is_allowed(pipe):
+    assert "'radical'" in refused(pipe, "radical") and "radial" in refused(pipe, "radical")
+    assert "'sparsity'" in refused(pipe, "radial", sparsity=0.5) and "density" in refused(pipe, "radial", sparsity=0.5)
+    assert "'cuda'" in refused(pipe, backend="cuda") and "reference" in refused(pipe, backend="cuda")
+    assert "1.5" in refused(pipe, density=1.5)
+    assert "min_tokens=-1" in refused(pipe, min_tokens=-1)
+    assert "'warmup'" in refused(pipe, schedule={"warmup": 3})
+    assert "no profile" in refused(pipe, "absent.json")
+    assert "neither a name" in refused(pipe, 7)
+    assert "go with a method's name" in refused(pipe, vidaccel.METHODS["radial"](), density=0.5)
+    assert not hasattr(pipe.transformer, "_vidaccel_session")
+
+
+def test_unsupported_models(pipe):
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    assert "UNet2DModel" in refused(unet) and "WanTransformer3DModel" in refused(unet)
+    assert "object" in refused(object())
+
+
+def test_backend_that_cannot_run(pipe):
+    assert "triton" in refused(pipe, backend="triton")
+    assert "triton" in refused(tiny.tiny_wan(), backend="triton", block=16)
+
+
+def test_foreign_processor_is_refused_and_everything_put_back(pipe):
+    class Other:
+        pass
+
+    blocks = pipe.transformer.blocks
+    stock = [block.attn1.processor for block in blocks]
+    blocks[1].attn1.processor = Other()
+    try:
+        assert "Other" in refused(pipe, "radial")
+        assert blocks[0].attn1.processor is stock[0]
+    finally:
+        blocks[1].attn1.processor = stock[1]
+
+
+def test_profile_sets_everything_and_options_override(pipe, tmp_path):
+    profile = Profile("radial", {"decay": 0.5, "block": 32}, {"dense_first_steps": 3}, 77)
+    profile.save(tmp_path / "p.json")
+    for given in (profile, str(tmp_path / "p.json"), tmp_path / "p.json"):
+        with vidaccel.enable(pipe, given, block=16) as session:
+            assert session.method == vidaccel.METHODS["radial"](decay=0.5, block=16)
+            assert session.min_tokens == 77 and session.schedule == vidaccel.Schedule(dense_first_steps=3)
+
+
+def test_bare_call_takes_radial_with_the_familys_defaults_and_i2v_its_own_schedule(pipe):
+    with vidaccel.enable(pipe) as session:
+        assert session.method == vidaccel.METHODS["radial"](decay=0.2)
+        assert session.schedule.dense_first_steps == 0.25
+    for image in (tiny.tiny_wan(image=True, clip=True), tiny.tiny_wan(image=True, expand_timesteps=True)):
+        with vidaccel.enable(image) as session:
+            assert session.schedule.dense_first_steps == 0.35
+
+
+def test_parallel_config_is_refused_while_enabled(pipe):
+    with vidaccel.enable(pipe):
+        processor = pipe.transformer.blocks[0].attn1.processor
+        processor._parallel_config = None
+        with pytest.raises(ValueError, match="disable_sparse_attention"):
+            processor._parallel_config = object()
+    assert torch.is_tensor(next(pipe.transformer.parameters()))

@@ -1,0 +1,203 @@
+"""The house rules of docs/architecture.md, read off the source: who imports whom, what loads, how long files are."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "vidaccel"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+BASE = {"layout", "plan", "site", "schedule"}
+RUN = BASE | {"methods", "caching", "planning", "kernels", "pipelines"}
+PUBLIC = RUN | {"session", "clock", "summary", "profile", "api", "miniature", "_version"}
+# A room is a file or folder of the package. Each may import itself, and of the others only these.
+MAY_IMPORT: dict[str, set[str]] = {
+    "_version": set(),
+    "layout": set(),
+    "plan": {"layout"},
+    "site": {"layout", "plan"},
+    "schedule": {"layout", "plan", "site"},
+    "clock": set(),
+    "summary": {"layout", "plan"},
+    "kernels": {"layout", "plan"},
+    "planning": {"layout", "plan", "site"},
+    "methods": BASE | {"planning"},
+    "caching": BASE | {"planning"},
+    "pipelines": BASE | {"kernels"},
+    "profile": BASE,
+    "session": RUN | {"clock", "summary"},
+    "api": RUN | {"session", "summary", "profile"},
+    "miniature": {"_version"},
+    "__init__": PUBLIC,
+    "eval": PUBLIC | {"__init__"},
+    "report": {"layout", "plan"},
+    "cli": PUBLIC | {"__init__", "eval", "report"},
+}
+# Of these libraries, only the named rooms know. Everything else about a host model goes through them.
+ONLY_IN: dict[str, set[str]] = {
+    "diffusers": {"pipelines", "session", "caching", "miniature", "eval", "cli", "__init__"},
+    "transformers": {"miniature", "eval", "cli"},
+    "matplotlib": {"report"},
+    "jinja2": {"report"},
+    "typer": {"cli"},
+    "lpips": {"eval"},
+}
+# Distributions that are not named as their modules are; jinja2 is what brings markupsafe.
+DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "markupsafe": "jinja2"}
+NO_PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a file of the package."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room_of(module: str) -> str:
+    """The first name below `vidaccel`; "__init__" for the package itself and for names that it defines."""
+    name = (module.split(".") + ["__init__"])[1]
+    return name if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file() else "__init__"
+
+
+def imports_of(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
+    """Dotted names of all imports of a module, in functions and under conditions too, and by `import_module`."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join(above + ([node.module] if node.module else []))
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and _name(node.func) in ("import_module", "__import__"):
+            yield from _text(node.args[0])
+
+
+def _name(function: ast.expr) -> str:
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _text(argument: ast.expr) -> Iterator[str]:
+    """The constant start of a string or f-string."""
+    first = argument.values[0] if isinstance(argument, ast.JoinedStr) else argument
+    if isinstance(first, ast.Constant) and isinstance(first.value, str):
+        yield first.value.rstrip(".")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> list[str]:
+    return list(imports_of(parse(path), module_of(path), path.name == "__init__.py"))
+
+
+def test_reader_sees_every_kind_of_import() -> None:
+    source = """
+import torch.nn as nn
+from vidaccel import plan
+def late():
+    from .op import run
+    from ..plan import BlockMask
+    importlib.import_module(f"vidaccel.kernels.{name}")
+    __import__("triton.language")
+"""
+    assert sorted(imports_of(ast.parse(source), "vidaccel.kernels.cpu", False)) == [
+        "torch.nn", "triton.language", "vidaccel.kernels", "vidaccel.kernels.op.run", "vidaccel.plan",
+        "vidaccel.plan.BlockMask",
+    ]  # fmt: skip
+    assert list(imports_of(ast.parse("from . import cpu"), "vidaccel.kernels", True)) == ["vidaccel.kernels.cpu"]
+    assert [room_of(name) for name in ("vidaccel", "vidaccel.enable", "vidaccel.plan.BlockMask")] == [
+        "__init__", "__init__", "plan",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_import_direction(path: Path) -> None:
+    room = room_of(module_of(path))
+    assert room in MAY_IMPORT, f"{room} is a new room: give it a row in MAY_IMPORT and in docs/architecture.md"
+    ours = {room_of(name) for name in imports(path) if name.split(".")[0] == "vidaccel"} - {room}
+    assert ours <= MAY_IMPORT[room], f"{room} may not import {sorted(ours - MAY_IMPORT[room])}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    libraries = {name.split(".")[0] for name in imports(path)}
+    room = room_of(module_of(path))
+    strays = {name for name in libraries if room not in ONLY_IN.get(name, {room})}
+    assert not strays, f"{room} may not import {sorted(strays)}"
+    is_kernel = path.parent == PACKAGE / "kernels" and path.name.startswith("triton")
+    assert is_kernel or "triton" not in libraries, "triton is imported only by vidaccel/kernels/triton*.py"
+
+
+def test_every_library_is_declared() -> None:
+    """What the package imports stands in pyproject.toml, and does not just happen to come with something else."""
+    declared = {
+        re.split(r"[^\w-]", requirement)[0].replace("-", "_")
+        for requirement in importlib.metadata.requires("vidaccel") or []
+        if "extra ==" not in requirement or "demo" in requirement or "lpips" in requirement
+    }
+    used = {name.split(".")[0] for path in FILES for name in imports(path)} - sys.stdlib_module_names - {"vidaccel"}
+    needed = {DISTRIBUTION.get(name, name).replace("-", "_") for name in used}
+    assert needed <= declared, f"not declared in pyproject.toml: {sorted(needed - declared)}"
+
+
+def test_no_import_cycle_between_rooms() -> None:
+    """The table itself has a direction: rooms can be removed one by one, each when nothing it imports is left."""
+    left = {room: set(others) for room, others in MAY_IMPORT.items()}
+    while free := {room for room, others in left.items() if not others & left.keys()}:
+        left = {room: others for room, others in left.items() if room not in free}
+    assert not left, f"rooms that import each other: {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_no_pickles(path: Path) -> None:
+    assert not NO_PICKLES & {name.split(".")[0] for name in imports(path)}
+    for call in (node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)):
+        options = {option.arg: option.value for option in call.keywords}
+        unpickles = options.get("allow_pickle")
+        assert unpickles is None or ast.unparse(unpickles) == "False", f"line {call.lineno} allows pickles"
+        if ast.unparse(call.func) == "torch.load":
+            assert "weights_only" in options, f"line {call.lineno}: torch.load without weights_only=True"
+            assert ast.unparse(options["weights_only"]) == "True", f"line {call.lineno}: weights_only is not True"
+
+
+def test_no_long_file() -> None:
+    lengths = {module_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert not {name: lines for name, lines in lengths.items() if lines > 400}
+
+
+def test_import_is_light() -> None:
+    """`import vidaccel` needs no Triton, plotting, video, template or command-line library."""
+    # None in sys.modules makes an import of that name fail; torch and diffusers themselves get by without these.
+    heavy = ["triton", "matplotlib", "skimage", "imageio", "jinja2", "typer"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy})); import vidaccel; print(vidaccel.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()) == PACKAGE / "__init__.py"
+
+
+def test_tracked_files_name_no_machine() -> None:
+    """No path of a developer's machine and no registry setting is in a file that git keeps."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    # Written in pieces, so that this file passes its own test.
+    machine = re.compile(r"/(work|far" + r"m|home|root)/|/tm" + r"p/[A-Za-z][\w-]*/|index-" + r"url")
+    found = []
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        path = ROOT / name
+        if path.is_file() and path.stat().st_size < 1 << 20 and b"\0" not in (data := path.read_bytes()):
+            found += [f"{name}: {hit.group()}" for hit in machine.finditer(data.decode("utf-8", "replace"))]
+    assert not found

@@ -1,0 +1,41 @@
+"""vidaccel: the same video sooner. Importing it adds `enable_sparse_attention` to diffusers pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from vidaccel._version import __version__
+from vidaccel.api import disable, enable, summary
+from vidaccel.layout import TokenLayout
+from vidaccel.methods import METHODS, Method
+from vidaccel.miniature import load_miniature
+from vidaccel.plan import AttentionPlan, BlockMask
+from vidaccel.profile import Profile
+from vidaccel.schedule import Schedule
+from vidaccel.session import Session
+from vidaccel.site import Site
+from vidaccel.summary import Summary
+
+__all__ = [
+    "METHODS", "AttentionPlan", "BlockMask", "Method", "Profile", "Schedule", "Session", "Site", "Summary", "TokenLayout",
+    "__version__", "disable", "enable", "load_miniature", "summary",
+]
+
+
+def _attach(cls: Any) -> None:
+    """Add the three methods to a pipeline class, leaving any of the same name alone."""
+    methods = {"enable_sparse_attention": enable, "disable_sparse_attention": disable, "sparse_attention_summary": summary}
+    for name, function in methods.items():
+        if not hasattr(cls, name):
+            setattr(cls, name, function)
+
+
+_attach(DiffusionPipeline)
+try:
+    from diffusers import ModularPipeline
+except ImportError:  # diffusers before it had modular pipelines
+    pass
+else:
+    _attach(ModularPipeline)

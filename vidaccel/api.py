@@ -1,0 +1,135 @@
+"""The public calls: `enable`, `disable` and `summary`, as functions and as methods of diffusers pipelines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vidaccel import kernels
+from vidaccel import profile as profiles
+from vidaccel.methods import METHODS, Method
+from vidaccel.methods import method as make_method
+from vidaccel.pipelines import experts, family_of
+from vidaccel.profile import Profile
+from vidaccel.schedule import Schedule
+from vidaccel.session import ATTRIBUTE, Session
+from vidaccel.summary import Summary
+
+MIN_TOKENS = 8192
+"""Default of `min_tokens`: below it attention is a small part of a step. An estimate, not yet measured on a GPU."""
+
+
+def enable(
+    target: Any,
+    method: str | Method | Profile | os.PathLike[str] | None = None,
+    *,
+    schedule: Schedule | Mapping[str, Any] | None = None,
+    backend: str = "auto",
+    min_tokens: int | None = None,
+    num_inference_steps: int | None = None,
+    **options: Any,
+) -> Session:
+    """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
+
+    Args:
+        target: a diffusers pipeline, or a bare transformer.
+        method: a method's name, a `Method`, a `Profile` or the path of one (ending in ".json"). Without it, the profile
+            in the model's folder or shipped for the model, else "radial" with the family's defaults.
+        schedule: which steps and layers stay dense; the profile's or the family's by default.
+        backend: "auto", "triton", "cpu" or "reference".
+        min_tokens: calls with fewer tokens stay dense.
+        num_inference_steps: steps of a run, for bare transformers; pipelines know it.
+        options: fields of the method, such as ``density=0.25``.
+
+    Returns:
+        The session, which also works in a ``with`` block.
+
+    Raises:
+        ValueError: whatever cannot be done, before anything is changed; what was enabled stays enabled.
+    """
+    modules = experts(target)
+    transformer = next(iter(modules.values()))
+    family = family_of(transformer)
+    profile = _profile(target, method)
+    chosen = _method(method, profile, family.name, options)
+    if schedule is None:
+        schedule = profile.schedule if profile and profile.schedule else family.schedule(target, transformer)
+    resolved = Schedule.of(schedule)
+    if not hasattr(target, "scheduler"):
+        resolved.resolve(num_inference_steps, 1)
+    if min_tokens is None:
+        min_tokens = profile.min_tokens if profile and profile.min_tokens is not None else MIN_TOKENS
+    if not isinstance(min_tokens, int) or min_tokens < 0:
+        raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
+    _check_backend(backend, target, transformer)
+    session = Session(target, modules, chosen, resolved, backend, min_tokens, num_inference_steps)
+    _replace(modules, session)
+    return session
+
+
+def _replace(modules: dict[str, nn.Module], session: Session) -> None:
+    previous = {id(old): old for module in modules.values() if (old := module.__dict__.get(ATTRIBUTE)) is not None}
+    for old in previous.values():
+        old.detach()
+    try:
+        session.attach()
+    except BaseException:
+        for old in previous.values():
+            old.attach()
+        raise
+
+
+def disable(target: Any) -> None:
+    """Make a pipeline or transformer exactly what it was before `enable`; harmless if it is not enabled.
+
+    Raises:
+        ValueError: `target` has no video transformer.
+    """
+    for module in experts(target).values():
+        session = module.__dict__.get(ATTRIBUTE)
+        if session is not None:
+            session.detach()
+
+
+def summary(target: Any) -> Summary:
+    """What is enabled on a pipeline or transformer and what its last run did.
+
+    Raises:
+        ValueError: sparse attention is not enabled on `target`.
+    """
+    for module in experts(target).values():
+        session = module.__dict__.get(ATTRIBUTE)
+        if isinstance(session, Session):
+            return session.summary()
+    raise ValueError(f"sparse attention is not enabled on this {type(target).__name__}: call enable first")
+
+
+def _profile(target: Any, method: Any) -> Profile | None:
+    if isinstance(method, Profile):
+        return method
+    if isinstance(method, os.PathLike) or (isinstance(method, str) and method.endswith(".json")):
+        return Profile.load(method)
+    config = getattr(target, "config", None)
+    return profiles.find(getattr(config, "_name_or_path", None)) if method is None else None
+
+
+def _method(method: Any, profile: Profile | None, family: str, options: dict[str, Any]) -> Method:
+    if isinstance(method, Method):
+        if options:
+            raise ValueError(f"options ({', '.join(options)}) go with a method's name; {method!r} has its own")
+        return method
+    if profile is not None:
+        return make_method(profile.method, family, **{**profile.options, **options})
+    if method is not None and not isinstance(method, str):
+        raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
+    return make_method(method or "radial", family, **options)
+
+
+def _check_backend(backend: str, target: Any, transformer: Any) -> None:
+    heads, head_dim = family_of(transformer).heads(transformer)
+    device = getattr(target, "_execution_device", None) or transformer.device
+    kernels.choose(backend, torch.empty(1, 1, heads, head_dim, dtype=transformer.dtype, device=device))

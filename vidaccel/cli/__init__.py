@@ -1,0 +1,17 @@
+"""The command line: ``vidaccel demo | generate | plan | env | ls``."""
+
+from __future__ import annotations
+
+import typer
+
+from vidaccel.cli.demo import demo
+from vidaccel.cli.generate import generate
+from vidaccel.cli.listing import env, ls
+from vidaccel.cli.output import Commands
+from vidaccel.cli.plan import plan
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.")
+
+for command in (demo, generate, plan, env, ls):
+    app.command()(command)

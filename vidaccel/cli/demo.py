@@ -1,0 +1,126 @@
+"""``vidaccel demo``: a small trained pipeline, dense and fast from the same seed, and a page that shows both."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidaccel.cli import options
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_folder
+from vidaccel.cli.plan import Density, Json, Set
+
+MINIATURE = "wan"
+BLOCK = 16
+"""Tile size for the miniature's 1,521 tokens: about 95 tiles a row, as many as real models have of 128 tokens."""
+STEPS = 20
+FPS = 16.0
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the videos, the page and the record.")] = Path("vidaccel-demo"),
+    prompt: Annotated[str | None, typer.Option(help="What to show; the miniature knows moving shapes.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    method: Annotated[str, typer.Option(help="Method, as listed by `vidaccel ls`.")] = "radial",
+    density: Density = None,
+    set_: Set = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = STEPS,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs of each kind.")] = 3,
+    json: Json = False,
+) -> None:
+    """Run a small video pipeline dense and fast from the same seed, and write videos, figures and a page."""
+    with reserved_stdout():
+        chosen = options.method_options(method, set_ or [], density=density)
+        with staged_folder(out) as folder:
+            record = _demo(folder, prompt, seed, method, chosen, steps, repeats)
+    if json:
+        print_json(record)
+    else:
+        _show(record, out)
+
+
+def _demo(folder: Path, prompt: str | None, seed: int, method: str, chosen: dict[str, Any], steps: int,
+          repeats: int) -> dict[str, Any]:
+    """Run, measure and write everything into `folder`; the record."""
+    from vidaccel import miniature
+    from vidaccel.eval import compare
+    from vidaccel.eval.evidence import FILES, comparison_record
+    from vidaccel.eval.video import side_by_side, write_mp4
+    from vidaccel.report import write_report
+
+    pipe = miniature.load_miniature(MINIATURE)
+    call = {**miniature.generation_defaults(MINIATURE), "num_inference_steps": steps}
+    fps = float(call.pop("fps", FPS))
+    prompt = prompt or str(call.get("prompt") or miniature.miniatures().PROMPTS[0])
+    call.pop("prompt", None)
+    setting = {"method": method, "min_tokens": 0, **_with_block(method, chosen)}
+    with progress_bar("loading") as advance:
+        seen = compare(pipe, prompt, seed=seed, repeats=repeats, enable_kwargs=setting, generation_kwargs=call,
+                       progress=advance)
+    dense, fast = seen.dense[-1].frames, seen.fast[-1].frames
+    write_mp4(dense, folder / FILES["dense"], fps)
+    write_mp4(fast, folder / FILES["fast"], fps)
+    labels = (f"dense  {seen.median('dense'):.1f} s", f"{method}  {seen.median('fast'):.1f} s")
+    write_mp4(side_by_side(dense, fast, labels), folder / FILES["side_by_side"], fps)
+    record = comparison_record("demo", pipe, f"{miniature.PREFIX}{MINIATURE}", prompt, seed, seen, call, fps,
+                               _mask_png(seen.summary))
+    write_report(record.to_dict(), folder)
+    record.write(folder / "record.json")
+    return record.to_dict()
+
+
+def _with_block(method: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The miniature's tile size, for methods that have one."""
+    import dataclasses
+
+    from vidaccel.methods import METHODS
+
+    fields = {item.name for item in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
+    return {"block": BLOCK, **chosen} if "block" in fields else chosen
+
+
+def _mask_png(summary: Any) -> str | None:
+    """The mask of the last sparse call as a base64 picture."""
+    from vidaccel.report import mask_picture
+
+    if summary.mask is None:
+        return None
+    return base64.b64encode(mask_picture(summary.mask, summary.tally.layout)).decode()
+
+
+def _show(record: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    timing, metrics, density = record["timing"], record["metrics"], record["density"]
+
+    def figure(name: str, pattern: str) -> str:
+        return pattern.format(metrics[name]) if metrics[name] is not None else str(metrics[f"{name}_reason"])
+
+    console = Console()
+    steps = record["settings"]["num_inference_steps"]
+    table = Table(title=f"{record['model']['name']}, {steps} steps, seed {record['seed']}")
+    for heading in ("", "dense", record["method"]["name"]):
+        table.add_column(heading)
+    table.add_row("time, median", f"{timing['dense_median']:.2f} s", f"{timing['fast_median']:.2f} s")
+    table.add_row("speed", "1.00x", f"{timing['speedup']:.2f}x")
+    if density:
+        table.add_row("attention density, sparse calls", "1", f"{density['video_density']:.3f}")
+        table.add_row("attention density, all calls", "1", f"{density['all_calls']:.3f}")
+    for name, pattern in (("psnr", "{:.2f} dB"), ("ssim", "{:.4f}"), ("lpips", "{:.4f}")):
+        table.add_row(name.upper(), "", figure(name, pattern))
+    console.print(table)
+    sizes = Table(title="counted at real sizes: self-attention of one sparse step (work, not time)")
+    for heading in ("model", "tokens", "video density", "dense PFLOP", "sparse PFLOP", "gain"):
+        sizes.add_column(heading)
+    for row in record["real_sizes"]:
+        work = (f"{row[f'{kind}_pflop_per_step']:.2f}" for kind in ("dense", "sparse"))
+        sizes.add_row(row["model"], f"{row['tokens']:,}", f"{row['video_density']:.3f}", *work,
+                      f"{row['counted_attention_gain']:.2f}x")
+    if record["real_sizes"]:
+        console.print(sizes)
+    for note in record["notes"]:
+        console.print(f"note: {note}", markup=False)
+    console.print(f"open {out / 'report.html'}", markup=False)

@@ -1,0 +1,154 @@
+"""``vidaccel generate``: one clip from any supported pipeline, dense or sparse."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vidaccel.cli import options
+from vidaccel.cli.loading import load
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
+from vidaccel.cli.plan import Density, Json, Set
+
+DENSE = "dense"
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
+    prompt: Annotated[str, typer.Option(help="What to show.")],
+    out: Annotated[Path, typer.Option(help="The video to write, ending in .mp4.")],
+    method: Annotated[
+        str | None, typer.Option(help="A method, a profile ending in .json, or dense; the model's own by default.")
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    image: Annotated[Path | None, typer.Option(help="First frame, for image-to-video pipelines.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="Last frame, for first-last-frame pipelines.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    density: Density = None,
+    set_: Set = None,
+    schedule: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A field of the schedule; repeatable.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, triton, cpu or reference.")] = "auto",
+    min_tokens: Annotated[int | None, typer.Option(min=0, help="Calls with fewer tokens stay dense.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
+    json: Json = False,
+) -> None:
+    """Generate one video with any supported pipeline."""
+    call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
+            "num_frames": frames, "guidance_scale": guidance, "image": image, "last_image": last_image}
+    with reserved_stdout():
+        setting = _setting(method, density, set_ or [], schedule or [], backend, min_tokens)
+        values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
+    if json:
+        print_json(values)
+    else:
+        typer.echo(f"{values['file']}: {values['seconds']:.1f} s\n{summary}".rstrip())
+
+
+def _setting(method: str | None, density: float | None, assignments: list[str], schedule: list[str], backend: str,
+             min_tokens: int | None) -> dict[str, Any] | None:
+    """Arguments for `vidaccel.enable`, None for a dense run."""
+    from vidaccel.methods import METHODS
+    from vidaccel.profile import Profile
+    from vidaccel.schedule import Schedule
+
+    if method == DENSE:
+        if density is not None or assignments or schedule:
+            raise ValueError("method 'dense' takes no density, no --set and no --schedule")
+        return None
+    name = method
+    if method is not None and method.endswith(".json"):
+        name = Profile.load(method).method
+    elif method is not None and method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; choose {DENSE}, {', '.join(METHODS)} or a profile (.json)")
+    # A model's own profile, if it has one, is for whatever method it names: radial, the default, unless it says so.
+    chosen = options.method_options(name or "radial", assignments, density=density)
+    setting = {"method": method, "backend": backend, "min_tokens": min_tokens, **chosen}
+    fields = options.parse(schedule, Schedule, "a schedule")
+    return {**setting, "schedule": Schedule.of(fields)} if fields else setting
+
+
+def _generate(model: str, prompt: str, out: Path, setting: dict[str, Any] | None, call: dict[str, Any], seed: int,
+              fps: float | None, dtype: str | None, device: str | None) -> tuple[dict[str, Any], str]:
+    """Load, run and write; the JSON-ready result, and the session's summary as text."""
+    import torch
+
+    import vidaccel
+    from vidaccel.eval.video import write_mp4
+
+    if out.suffix.lower() != ".mp4":
+        raise ValueError(f"--out {str(out)!r} does not end in .mp4")
+    images = {name: _image(path) for name, path in call.items() if isinstance(path, Path)}
+    with staged_file(out) as part:
+        pipe, defaults = load(model, dtype, device)
+        if setting is not None:
+            vidaccel.enable(pipe, **setting)
+        kwargs = _call_kwargs(pipe, {**defaults, **{k: v for k, v in call.items() if v is not None}, **images})
+        rate = float(fps if fps is not None else defaults.get("fps", 16))
+        start = time.perf_counter()
+        noise = torch.Generator("cpu").manual_seed(seed)
+        result = _run(pipe, prompt=prompt, output_type="np", generator=noise, **kwargs)
+        seconds = time.perf_counter() - start
+        write_mp4(result.frames[0], part, rate)
+    summary = vidaccel.summary(pipe) if setting is not None else None
+    plain = {name: item for name, item in kwargs.items() if name not in images}
+    values = {
+        "kind": "generate", "model": model, "pipeline": type(pipe).__name__, "prompt": prompt, "seed": seed,
+        "settings": {**plain, "fps": rate, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)},
+        "seconds": seconds, "sparse": summary.to_dict() if summary else None, "file": str(out),
+    }  # fmt: skip
+    return values, str(summary or "")
+
+
+def _call_kwargs(pipe: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """The values that go to the pipeline's call.
+
+    Raises:
+        ValueError: one that this pipeline does not take, or an image that it needs.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    values = {name: item for name, item in values.items() if name != "fps"}
+    unknown = [name for name in values if name not in parameters]
+    if unknown:
+        raise ValueError(f"{type(pipe).__name__} takes no {unknown[0]}")
+    image = parameters.get("image")
+    if image is not None and image.default is inspect.Parameter.empty and "image" not in values:
+        raise ValueError(f"{type(pipe).__name__} needs a first frame: --image PATH")
+    return values
+
+
+def _run(pipe: Any, **kwargs: Any) -> Any:
+    """One call of the pipeline under our progress bar, where it reports its steps."""
+    parameters = inspect.signature(pipe.__call__).parameters
+    if "callback_on_step_end" not in parameters:
+        return pipe(**kwargs)
+    steps = int(kwargs.get("num_inference_steps", parameters["num_inference_steps"].default))
+    pipe.set_progress_bar_config(disable=True)
+    with progress_bar("generating") as advance:
+
+        def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            advance("generating", step + 1, steps)
+            return tensors
+
+        return pipe(**kwargs, callback_on_step_end=on_step_end)
+
+
+def _image(path: Path) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(path).convert("RGB")
+    except OSError as error:
+        raise ValueError(f"image {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error

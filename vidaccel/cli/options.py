@@ -1,0 +1,95 @@
+"""``NAME=VALUE`` options, typed by the fields of a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+NONE = ("none", "null")
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def parse(assignments: Iterable[str], cls: Any, what: str) -> dict[str, Any]:
+    """The fields of dataclass `cls` that `assignments` such as "decay=0.2" set.
+
+    Args:
+        what: the thing that has the fields, for errors.
+
+    Raises:
+        ValueError: no "=", an unknown field, a field set twice, or a value that is not of its type.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"{assignment!r} is not NAME=VALUE")
+        if name not in known:
+            raise ValueError(f"{what} has no option {name!r}; it has {', '.join(known) or 'none'}")
+        if name in found:
+            raise ValueError(f"option {name!r} of {what} is set twice")
+        found[name] = value(text.strip(), hints[name], name)
+    return found
+
+
+def value(text: str, annotation: Any, name: str) -> Any:
+    """`text` as the first type of `annotation` that takes it.
+
+    Raises:
+        ValueError: none does.
+    """
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(annotation) if union else (annotation,)
+    # "none" before a string, whole numbers before fractions: dense_first_steps=1 is a count, 1.0 all of them.
+    order: dict[Any, Callable[[str], Any]] = {type(None): _none, bool: _bool, int: int, float: _number, str: str}
+    able = [order[kind] for kind in order if kind in kinds]
+    if not able:
+        raise ValueError(f"option {name!r} cannot be given on the command line; use vidaccel from Python")
+    for read in able:
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+    raise ValueError(f"{name}={text!r} is not {names}")
+
+
+def _none(text: str) -> None:
+    if text.lower() not in NONE:
+        raise ValueError(text)
+
+
+def _bool(text: str) -> bool:
+    if text.lower() not in TRUE + FALSE:
+        raise ValueError(text)
+    return text.lower() in TRUE
+
+
+def _number(text: str) -> float:
+    """A count if it is written as one: a schedule tells 1 from 1.0."""
+    if text.lstrip("+-").isdigit():
+        return int(text)
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+def method_options(name: str, assignments: Iterable[str], **named: Any) -> dict[str, Any]:
+    """Options of a method from ``--set`` and from options of their own, such as ``--density``.
+
+    Raises:
+        ValueError: no such method, or as `parse`.
+    """
+    from vidaccel.methods import METHODS
+
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
+    given = [f"{key}={item}" for key, item in named.items() if item is not None]
+    return parse([*given, *assignments], METHODS[name], f"method {name!r}")

@@ -1,0 +1,108 @@
+"""One evaluation's result: settings, hardware, versions, figures, files; strict JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import vidaccel
+from vidaccel.eval import env
+
+
+@dataclass(frozen=True)
+class Record:
+    """A result with all that is needed to judge and repeat it; see `Record.capture`.
+
+    Args:
+        kind: what made it, such as "demo".
+        created: UTC, ISO 8601.
+        vidaccel: version.
+        git: revision of the source checkout, None for an installed package.
+        seed, prompt, negative_prompt: of the generation.
+        model: name, pipeline, transformer, layers, heads, head_dim.
+        settings: size, frames, steps, guidance, fps, dtype, device.
+        device, versions: where it was measured.
+        method, schedule, backend, layout, density, calls, notes: from the session's summary of the last fast run.
+        timing: seconds of each dense and fast run, medians, speedup, and a note on what they hold.
+        metrics: as of `compare_videos`.
+        peak_memory_gib: of the process.
+        mask_png: the mask as a picture, base64.
+        real_sizes: counted work at the sizes of real models.
+        files: names of the files beside the record.
+    """
+
+    kind: str
+    created: str
+    vidaccel: str
+    git: str | None
+    seed: int
+    prompt: str
+    negative_prompt: str | None
+    model: dict[str, Any]
+    settings: dict[str, Any]
+    device: dict[str, Any]
+    versions: dict[str, str | None]
+    method: dict[str, Any]
+    schedule: dict[str, Any]
+    backend: str | None
+    layout: dict[str, int] | None
+    density: dict[str, float] | None
+    timing: dict[str, Any]
+    metrics: dict[str, Any]
+    calls: dict[str, int]
+    notes: list[str]
+    peak_memory_gib: float | None
+    mask_png: str | None
+    real_sizes: list[dict[str, Any]]
+    files: dict[str, str]
+
+    @classmethod
+    def capture(cls, **values: Any) -> Record:
+        """A record of `values` made now, here and with these versions.
+
+        Raises:
+            TypeError: a field that is missing or unknown.
+        """
+        return cls(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"), vidaccel=vidaccel.__version__,
+            git=env.git_revision(), device=env.device(), versions=env.versions(),
+            peak_memory_gib=env.peak_memory_gib(), **values,
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-ready values."""
+        return dataclasses.asdict(self)
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as strict JSON, whole or not at all.
+
+        Raises:
+            ValueError: a number that JSON does not have, such as infinity.
+        """
+        return write_text(path, to_json(self.to_dict(), indent=2) + "\n")
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """Strict JSON.
+
+    Raises:
+        ValueError: an infinity or a NaN, which JSON does not have.
+    """
+    return json.dumps(values, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write a text file, whole or not at all."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,56 @@
+"""What every way to choose attention has in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vidaccel.plan import AttentionPlan
+from vidaccel.site import Site
+
+
+class Method(ABC):
+    """A way to choose which keys each query attends to. Subclasses are frozen dataclasses: the fields are the config.
+
+    A method holds no state of a run: what it must remember lives in the `state` dictionary that the session passes,
+    one per expert, branch and layer, emptied for each generation.
+    """
+
+    name: ClassVar[str]
+    """Name in `enable(...)`, in the CLI and in records."""
+    paper: ClassVar[str] = ""
+    """Source paper."""
+    static: ClassVar[bool] = False
+    """True where the plan depends on the layout alone: then it is made once per layout and q, k, v are None."""
+
+    @abstractmethod
+    def plan(self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site,
+             state: dict[str, Any]) -> AttentionPlan:
+        """The plan for one call.
+
+        Args:
+            query, key, value: ``[batch, tokens, heads, head_dim]``, after normalisation and RoPE; None if `static`.
+            site: where the call happens.
+            state: what this method remembers here; free to use.
+        """
+
+    @classmethod
+    def for_family(cls, family: str, **options: Any) -> Method:
+        """This method with the defaults of a model family, overridden by `options`.
+
+        Raises:
+            ValueError: an option that the method does not have, or a bad value.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(f"method {cls.name!r} has no option {unknown[0]!r}; it has {', '.join(known)}")
+        return cls(**{**cls.family_defaults(family), **options})
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        """Options that differ for `family`; none unless a subclass says so."""
+        return {}

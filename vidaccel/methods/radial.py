@@ -1,0 +1,225 @@
+"""Radial Attention: a static mask whose width decays with the distance in time (arXiv 2506.19852).
+
+Implemented from the paper and from the behaviour of its published code, whose exact block map `preset="upstream"`
+reproduces: token pairs of frames ``i`` and ``j`` are kept where ``|p_q - p_k| <= width(|i - j|)``, and a block is
+kept where more than 60 % of its non-empty key columns are filled by more than a third.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vidaccel.layout import TokenLayout
+from vidaccel.methods.base import Method
+from vidaccel.plan import AttentionPlan, BlockMask
+from vidaccel.site import Site
+
+DECAYS = {"wan": 0.2, "hunyuanvideo": 0.95, "cogvideox": 0.95}
+"""Decay factor per family: the authors' scripts for Wan 2.1 and HunyuanVideo; CogVideoX has none, so as HunyuanVideo."""
+SINK_FAMILIES = ("wan",)
+"""Families whose upstream mask keeps all of the first frame's keys."""
+UPSTREAM_BLOCK = 128
+SPLIT = 128
+SOLVER_STEPS = 18
+COARSE = 0.02
+"""Miss of a density target from which the notes say so: a small grid's mask changes in large jumps."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers behind one radial mask: what a density target is solved for."""
+
+    decay: float
+    window: float = 1.0
+    """Width of the adjacent frames' band, as a fraction of the frame."""
+    sink: float = 1.0
+    """Width of the first frame's key band, as a fraction of the frame; 0 is no sink."""
+
+
+@dataclass(frozen=True)
+class Radial(Method):
+    """One static mask for all heads, layers and steps; each doubling of the distance in time halves the width.
+
+    Args:
+        decay: factor on the width at frame distance 2 and more; None takes the family's, or solves for `density`.
+        density: video density to reach, in (0, 1]. Below what the decay alone can reach, the band to adjacent frames
+            is narrowed, then that to the first frame, and the plan's notes say so.
+        block: tile size in tokens of queries and keys.
+        split: tokens under which a frame pair's share of the band is too thin, so that only some distances are kept.
+        sink: keep all keys of the first frame.
+        preset: "upstream" is the authors' mask exactly (128-token blocks); a density below its floor is an error.
+
+    Raises:
+        ValueError: a value out of range, or `decay` and `density` together.
+    """
+
+    name: ClassVar[str] = "radial"
+    paper: ClassVar[str] = "Radial Attention, arXiv 2506.19852"
+    static: ClassVar[bool] = True
+
+    decay: float | None = None
+    density: float | None = None
+    block: int = UPSTREAM_BLOCK
+    split: int = SPLIT
+    sink: bool = True
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.density is not None and not 0 < self.density <= 1:
+            raise ValueError(f"density {self.density} is outside (0, 1]")
+        if self.decay is not None and not 0 <= self.decay < math.inf:
+            raise ValueError(f"decay {self.decay} is not a number of at least 0")
+        if self.decay is not None and self.density is not None:
+            raise ValueError("radial takes a decay or a density that it solves the decay for, not both")
+        if self.block < 16 or self.block & (self.block - 1):
+            raise ValueError(f"block {self.block} is not a power of two of at least 16 tokens")
+        if self.preset not in (None, "upstream"):
+            raise ValueError(f"preset {self.preset!r} is not 'upstream', the only one")
+        if self.split < 1:
+            raise ValueError(f"split {self.split} is not a positive number of tokens")
+        if self.preset == "upstream" and (self.block, self.split) != (UPSTREAM_BLOCK, SPLIT):
+            raise ValueError(f"preset 'upstream' has block={UPSTREAM_BLOCK} and split={SPLIT}, not {self.block} and {self.split}")
+
+    @classmethod
+    def family_defaults(cls, family: str) -> dict[str, Any]:
+        return {"sink": family in SINK_FAMILIES}
+
+    @classmethod
+    def for_family(cls, family: str, **options: Any) -> Method:
+        if options.get("decay") is None and options.get("density") is None:
+            options["decay"] = DECAYS.get(family, DECAYS["wan"])
+        return super().for_family(family, **options)
+
+    def plan(self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site,
+             state: dict[str, Any]) -> AttentionPlan:
+        layout = site.layout
+        shape, notes = self._shape(layout)
+        blocks = self._blocks(layout, shape)
+        reached = video_density(blocks, layout, self.block)
+        if self.density is not None and abs(reached - self.density) > COARSE:
+            notes += (f"radial: density {self.density:g} was asked for; the nearest on {layout} is {reached:.4f}",)
+        mask = BlockMask.from_blocks(blocks[None], self.block, self.block, layout.tokens, layout.tokens)
+        return AttentionPlan(mask, notes)
+
+    def _blocks(self, layout: TokenLayout, shape: Shape) -> Tensor:
+        return radial_blocks(layout, shape, self.block, self.split)
+
+    def _shape(self, layout: TokenLayout) -> tuple[Shape, tuple[str, ...]]:
+        sink = 1.0 if self.sink else 0.0
+        if self.density is None:
+            return Shape(DECAYS["wan"] if self.decay is None else self.decay, sink=sink), ()
+        target = self.density
+
+        def reached(shape: Shape) -> float:
+            return video_density(self._blocks(layout, shape), layout, self.block)
+
+        floor = reached(Shape(0.0, sink=sink))
+        if target >= floor:
+            widest = 2.0 ** layout.frames.bit_length() * 2
+            return Shape(_solve(lambda x: reached(Shape(x, sink=sink)), target, widest), sink=sink), ()
+        if self.preset == "upstream":
+            raise ValueError(f"density {target} is below {floor:.4f}, the floor of preset 'upstream' on {layout}")
+        if target >= reached(Shape(0.0, 0.0, sink)):
+            window = _solve(lambda x: reached(Shape(0.0, x, sink)), target, 1.0)
+            return Shape(0.0, window, sink), (_note(target, floor, layout, f"adjacent frames to {window:.3f} of a frame"),)
+        least = reached(Shape(0.0, 0.0, 0.0))
+        if target < least:
+            raise ValueError(f"density {target} is below {least:.4f}, the least of radial with {self.block}-token blocks on "
+                             f"{layout}")
+        narrowed = _solve(lambda x: reached(Shape(0.0, 0.0, x)), target, sink)
+        return Shape(0.0, 0.0, narrowed), (
+            _note(target, floor, layout, f"adjacent frames to the band and the first frame to {narrowed:.3f} of a frame"),)
+
+
+def _note(target: float, floor: float, layout: TokenLayout, what: str) -> str:
+    return f"radial: density {target:g} is below the decay's floor of {floor:.4f} on {layout}: narrowed {what}"
+
+
+def _solve(reached: Callable[[float], float], target: float, high: float) -> float:
+    """The argument in [0, high] whose density is nearest to `target`; `reached` rises in steps."""
+    low = 0.0
+    if reached(high) <= target:
+        return high
+    for _ in range(SOLVER_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if reached(middle) <= target else (low, middle)
+    return min((low, high), key=lambda x: abs(reached(x) - target))
+
+
+def frame_widths(layout: TokenLayout, shape: Shape, block: int, split: int = SPLIT) -> Tensor:
+    """Half-width in tokens of the band between query frame and key frame: int64 ``[frames, frames]``, -1 where none.
+
+    At distance ``d >= 2`` the band is ``decay * 2**(bits(frame_tokens) - bits(d))`` wide and never under one block;
+    where ``share = 2**(bits(frame_tokens) - bits(d))`` falls under `split` tokens, only every ``split / share``-th
+    distance is kept.
+    """
+    size = layout.frame_tokens
+    power = 2 ** size.bit_length()
+    widths = []
+    for distance in range(layout.frames):
+        share = power / 2 ** distance.bit_length()
+        width = min(int(max(shape.decay * share, block)), size)
+        on = share >= split or distance % int(split / share) == 0 or width >= size
+        widths.append(width if on else -1)
+    widths[0] = size
+    if layout.frames > 1:
+        widths[1] = max(int(shape.window * size), min(block, size))
+    frame = torch.arange(layout.frames)
+    table = torch.tensor(widths)[(frame[:, None] - frame[None]).abs()]
+    if shape.sink > 0:
+        table[:, 0] = torch.maximum(table[:, 0], torch.tensor(int(shape.sink * size)))
+    return table
+
+
+def radial_blocks(layout: TokenLayout, shape: Shape, block: int, split: int = SPLIT) -> Tensor:
+    """The boolean block map ``[blocks, blocks]`` of the whole sequence; blocks with text are kept whole.
+
+    The columns of a block that a band fills beyond a threshold form an interval, so that nothing of the size
+    of a frame squared is ever built.
+    """
+    tokens, size = layout.tokens, layout.frame_tokens
+    count = -(-tokens // block)
+    kept = torch.zeros(count, count, dtype=torch.bool)
+    widths = frame_widths(layout, shape, block, split)
+    starts = layout.video_start + torch.arange(layout.frames) * size
+    span = torch.arange(-(-size // block) + 1)
+    # Blocks that a frame touches, [frames, blocks of a frame], and the part of the frame inside each: [low, high).
+    touched = starts[:, None] // block + span
+    low = (touched * block - starts[:, None]).clamp(0, size)
+    high = ((touched + 1) * block - starts[:, None]).clamp(0, size)
+    valid_rows = (tokens - touched * block).clamp(0, block)
+    for frame in range(layout.frames):
+        width = widths[frame][:, None, None]
+        row = (low[frame][None, :, None], high[frame][None, :, None])
+        column = (low[:, None], high[:, None])
+        filled = _columns(row, column, width, torch.zeros(1, dtype=torch.int64))
+        dense = _columns(row, column, width, (valid_rows[frame] // 3)[None, :, None])
+        on = (filled > 0) & (dense * 10 > filled * 6)
+        other, rows, columns = on.nonzero(as_tuple=True)
+        kept[touched[frame][rows], touched[other, columns]] = True
+    kept.fill_diagonal_(True)
+    edge = torch.arange(count) * block
+    text = (edge < layout.video_start) | ((edge + block).clamp(max=tokens) > layout.video_end)
+    return kept | text[:, None] | text[None]
+
+
+def _columns(row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], width: Tensor, threshold: Tensor) -> Tensor:
+    """How many key columns of each block hold more than `threshold` kept rows: ``[frames, row blocks, column blocks]``."""
+    (low, high), (first, last) = row, column
+    start = torch.maximum(first, low + threshold - width)
+    stop = torch.minimum(last, high + width - threshold)
+    possible = (high - low > threshold) & (2 * width + 1 > threshold) & (width >= 0)
+    return torch.where(possible, (stop - start).clamp(min=0), 0)
+
+
+def video_density(blocks: Tensor, layout: TokenLayout, block: int) -> float:
+    """Kept share of the video-video pairs of a block map ``[blocks, blocks]``."""
+    edge = torch.arange(blocks.shape[0]) * block
+    share = ((edge + block).clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
+    return float(share @ (blocks.double() @ share)) / layout.video_tokens**2

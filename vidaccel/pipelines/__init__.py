@@ -1,0 +1,62 @@
+"""Model families: one file each, found by themselves, and imported only when a pipeline is at hand."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+from torch import nn
+
+from vidaccel.pipelines.base import Family
+
+EXPERTS = ("transformer", "transformer_2")
+"""Attributes of a pipeline that hold its denoisers."""
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """Every family by its name."""
+    names = [info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"]
+    found = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in sorted(names)]
+    return {family.name: family for family in found}
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`'s wrapper, or the module itself."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner
+
+
+def experts(target: Any) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline by attribute, or a bare transformer under the name "transformer".
+
+    Raises:
+        ValueError: `target` is neither.
+    """
+    if isinstance(target, nn.Module):
+        return {EXPERTS[0]: uncompiled(target)}
+    found = {name: getattr(target, name, None) for name in EXPERTS}
+    present = {name: uncompiled(module) for name, module in found.items() if isinstance(module, nn.Module)}
+    if not present:
+        raise ValueError(f"{type(target).__name__} has no video transformer; {_supported()}")
+    return present
+
+
+def family_of(transformer: nn.Module) -> Family:
+    """The family of a transformer.
+
+    Raises:
+        ValueError: none supports its class.
+    """
+    name = type(transformer).__name__
+    for family in families().values():
+        if name in family.transformers:
+            return family
+    raise ValueError(f"{name} is not supported; {_supported()}")
+
+
+def _supported() -> str:
+    classes = [name for family in families().values() for name in family.transformers]
+    return f"vidaccel supports pipelines with {', '.join(classes)}"

@@ -1,0 +1,105 @@
+"""What the session needs to know of a model family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vidaccel.layout import TokenLayout
+from vidaccel.schedule import Schedule
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Query, key, value to output, all ``[batch, tokens, heads, head_dim]``."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one transformer forward, by name where they were named."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def get(self, name: str, position: int) -> Any:
+        """The argument called `name`, or standing at `position`.
+
+        Raises:
+            ValueError: the call has neither.
+        """
+        if name in self.kwargs:
+            return self.kwargs[name]
+        if position < len(self.args):
+            return self.args[position]
+        raise ValueError(f"the transformer was called without {name}")
+
+
+class Processor(ABC):
+    """A replacement attention processor: hands query, key and value to the session, and the rest to the stock one.
+
+    A plain object that holds no tensor of a device, so that nothing of it is saved, moved or hooked.
+    """
+
+    def __init__(self, inner: Any, handle: Tensor) -> None:
+        self.inner = inner
+        self.handle = handle
+
+    @property
+    def _attention_backend(self) -> Any:
+        return getattr(self.inner, "_attention_backend", None)
+
+    @_attention_backend.setter
+    def _attention_backend(self, backend: Any) -> None:
+        self.inner._attention_backend = backend
+
+    @property
+    def _parallel_config(self) -> Any:
+        return getattr(self.inner, "_parallel_config", None)
+
+    @_parallel_config.setter
+    def _parallel_config(self, config: Any) -> None:
+        if config is not None:
+            raise ValueError("vidaccel does not split one clip over devices yet: call disable_sparse_attention() before "
+                             "enable_parallelism()")
+        self.inner._parallel_config = config
+
+    @abstractmethod
+    def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention exactly as the stock processor computes it."""
+
+
+class Family(ABC):
+    """A model family: which classes it has, where their self-attention is and how to read their inputs."""
+
+    name: ClassVar[str]
+    transformers: ClassVar[tuple[str, ...]]
+    """Class names of the transformers."""
+    processor: ClassVar[type[Processor]]
+    branches: ClassVar[tuple[str, ...]] = ("cond", "uncond")
+    """The guidance passes of a step, in the order in which the pipelines run them."""
+
+    @abstractmethod
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        """The self-attention modules, in the order in which they run."""
+
+    @abstractmethod
+    def stock(self, processor: Any) -> bool:
+        """Whether a processor is the family's own, whose arithmetic ours reproduces."""
+
+    @abstractmethod
+    def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
+        """The token grid of one forward."""
+
+    @abstractmethod
+    def timestep(self, call: Call) -> Tensor:
+        """The timestep of one forward, of any shape; the largest value counts."""
+
+    @abstractmethod
+    def heads(self, transformer: nn.Module) -> tuple[int, int]:
+        """Heads and head dim of the self-attention."""
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        """The default schedule."""
+        return Schedule()

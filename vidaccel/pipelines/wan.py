@@ -1,0 +1,101 @@
+"""Wan 2.1 and 2.2: text, image and first-last-frame to video, two experts, and per-token timesteps.
+
+The processor computes what diffusers' ``WanAttnProcessor`` (Apache-2.0) computes, with the attention itself replaced.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from vidaccel.kernels.op import attention
+from vidaccel.layout import TokenLayout
+from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.schedule import Schedule
+
+
+class WanProcessor(Processor):
+    """Self-attention of a Wan block through the session; anything else goes to the stock processor."""
+
+    def __call__(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        # The op has no gradient, and a mask or other keys are not ours to handle.
+        training = torch.is_grad_enabled() and hidden_states.requires_grad
+        if encoder_hidden_states is not None or attention_mask is not None or training:
+            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            return out
+        query, key, value = _project(attn, hidden_states)
+        if rotary_emb is not None:
+            query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
+        out = attention(query, key, value, self.handle).flatten(2, 3).type_as(query)
+        return attn.to_out[1](attn.to_out[0](out))  # type: ignore[index,operator,no-any-return]
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return out
+
+
+def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key and value ``[batch, tokens, heads, head_dim]``, normalised; modules are called, for LoRA and offload."""
+    if getattr(attn, "fused_projections", False):
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+    query, key = attn.norm_q(query), attn.norm_k(key)
+    query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
+    return query, key, value
+
+
+def _rotate(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """Rotary embedding over interleaved pairs; `cosine` and `sine` repeat each frequency twice."""
+    even, odd = states.unflatten(-1, (-1, 2)).unbind(-1)
+    cosine, sine = cosine[..., 0::2], sine[..., 1::2]
+    out = torch.empty_like(states)
+    out[..., 0::2] = even * cosine - odd * sine
+    out[..., 1::2] = even * sine + odd * cosine
+    return out.type_as(states)
+
+
+class Wan(Family):
+    """Wan 2.1 and 2.2 with ``WanTransformer3DModel``."""
+
+    name: ClassVar[str] = "wan"
+    transformers: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel",)
+    processor: ClassVar[type[Processor]] = WanProcessor
+
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        return [block.attn1 for block in transformer.blocks]  # type: ignore[union-attr,misc]
+
+    def stock(self, processor: Any) -> bool:
+        return type(processor).__name__ == "WanAttnProcessor"
+
+    def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
+        frames, height, width = call.get("hidden_states", 0).shape[-3:]
+        patch = transformer.config.patch_size  # type: ignore[union-attr]
+        return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
+
+    def timestep(self, call: Call) -> Tensor:
+        step: Tensor = call.get("timestep", 1)
+        return step
+
+    def heads(self, transformer: nn.Module) -> tuple[int, int]:
+        config: Any = transformer.config
+        return config.num_attention_heads, config.attention_head_dim
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        # Published image-to-video settings keep more steps dense (Sparse VideoGen's scripts: 0.35 of the run).
+        config: Any = transformer.config
+        conditioned = config.in_channels > config.out_channels or "ImageToVideo" in type(pipeline).__name__
+        return Schedule(dense_first_steps=0.35) if conditioned else Schedule()
+
+
+FAMILY = Wan()
