@@ -25,6 +25,7 @@ def refused(target, *args, **options):
 def test_methods_of_every_pipeline_class():
     assert DiffusionPipeline.enable_sparse_attention is vidaccel.enable
     from diffusers import ModularPipeline
+
     assert ModularPipeline.disable_sparse_attention is vidaccel.disable
 
 
@@ -42,7 +43,8 @@ def test_unknown_things_are_named_with_what_is_allowed(pipe):
 
 
 def test_unsupported_models(pipe):
-    unet = UNet2DModel(sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",))
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(32,), **blocks)
     assert "UNet2DModel" in refused(unet) and "WanTransformer3DModel" in refused(unet)
     assert "object" in refused(object())
 

@@ -12,7 +12,12 @@ def ticks(clock, calls, timesteps):
 def test_steps_and_passes():
     clock, timesteps = Clock(), torch.tensor([900.0, 500.0, 100.0])
     assert ticks(clock, [900, 900, 500, 500, 100], timesteps) == [
-        (True, 0, 0), (False, 0, 1), (False, 1, 0), (False, 1, 1), (False, 2, 0)]
+        (True, 0, 0),
+        (False, 0, 1),
+        (False, 1, 0),
+        (False, 1, 1),
+        (False, 2, 0),
+    ]
     assert clock.steps == 3
 
 

@@ -9,8 +9,14 @@ from peft import LoraConfig
 import vidaccel
 from tests import tiny
 
-SETTING = {"method": "radial", "decay": 0.0, "block": 16, "split": 16, "min_tokens": 0,
-           "schedule": {"dense_first_steps": 1, "dense_first_layers": 0}}
+SETTING = {
+    "method": "radial",
+    "decay": 0.0,
+    "block": 16,
+    "split": 16,
+    "min_tokens": 0,
+    "schedule": {"dense_first_steps": 1, "dense_first_layers": 0},
+}
 
 
 @pytest.fixture
@@ -78,8 +84,9 @@ def test_layerwise_casting(pipe):
 def test_group_offload(pipe, kind):
     expected = sparse(pipe)
     options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
-                                          offload_type=kind, **options)
+    pipe.transformer.enable_group_offload(
+        onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind, **options
+    )
     assert np.array_equal(sparse(pipe), expected)
 
 
@@ -104,3 +111,10 @@ def test_attention_backend_of_diffusers_is_passed_on(pipe):
         assert pipe.transformer.blocks[0].attn1.processor.inner._attention_backend is not None
         tiny.generate(pipe)
     pipe.transformer.reset_attention_backend()
+
+
+def test_whole_transformer_compiled(pipe):
+    expected = sparse(pipe)
+    torch._dynamo.reset()
+    pipe.transformer.compile(backend="eager")
+    assert np.array_equal(sparse(pipe), expected)

@@ -29,14 +29,17 @@ def test_a_profile_in_the_models_folder_is_found(tmp_path):
     assert profiles.find(str(tmp_path)) == profile
 
 
-@pytest.mark.parametrize("content, complaint", [
-    ("{", "not JSON"),
-    ("[]", "not a vidaccel profile"),
-    ('{"method": "radial"}', "format"),
-    ('{"format": 1}', "without a method"),
-    ('{"format": 1, "method": 3}', "method=3"),
-    ('{"format": 1, "method": "radial", "pickle": "x"}', "does not belong"),
-])
+@pytest.mark.parametrize(
+    "content, complaint",
+    [
+        ("{", "not JSON"),
+        ("[]", "not a vidaccel profile"),
+        ('{"method": "radial"}', "format"),
+        ('{"format": 1}', "without a method"),
+        ('{"format": 1, "method": 3}', "method=3"),
+        ('{"format": 1, "method": "radial", "pickle": "x"}', "does not belong"),
+    ],
+)
 def test_bad_profiles(tmp_path, content, complaint):
     (tmp_path / "p.json").write_text(content)
     with pytest.raises(ValueError, match=complaint):

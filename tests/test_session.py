@@ -44,8 +44,12 @@ def test_sites_and_state_of_every_call(pipe):
     method = Recorder()
     vidaccel.enable(pipe, method, **SPARSE)
     tiny.generate(pipe)
-    expected = [("transformer", branch, layer, step, 4, step)
-                for step in range(4) for branch in ("cond", "uncond") for layer in range(2)]
+    expected = [
+        ("transformer", branch, layer, step, 4, step)
+        for step in range(4)
+        for branch in ("cond", "uncond")
+        for layer in range(2)
+    ]
     assert method.log == expected
     tiny.generate(pipe)
     assert method.log == expected * 2
@@ -90,14 +94,19 @@ def test_two_resolutions_in_one_process(pipe):
     small, again = {"num_frames": 9, "height": 32, "width": 64}, {}
     first = tiny.generate(pipe, **again), tiny.generate(pipe, **small)
     second = tiny.generate(pipe, **again), tiny.generate(pipe, **small)
-    assert all(np.array_equal(a, b) for a, b in zip(first, second)) and first[0].shape != first[1].shape
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True)) and first[0].shape != first[1].shape
 
 
 def test_a_batch_equals_its_rows(pipe):
     vidaccel.enable(pipe, "radial", block=16, **SPARSE)
     latents = torch.randn(2, 16, 5, 8, 12)
-    together = tiny.generate(pipe, prompt=["a red circle", "a blue square"], negative_prompt=["blurry"] * 2,
-                             latents=latents, output_type="latent")
+    together = tiny.generate(
+        pipe,
+        prompt=["a red circle", "a blue square"],
+        negative_prompt=["blurry"] * 2,
+        latents=latents,
+        output_type="latent",
+    )
     for row, prompt in enumerate(("a red circle", "a blue square")):
         alone = tiny.generate(pipe, prompt=prompt, latents=latents[row : row + 1], output_type="latent")
         np.testing.assert_allclose(together[row], alone[0], rtol=1e-3, atol=1e-4)

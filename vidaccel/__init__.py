@@ -19,14 +19,31 @@ from vidaccel.site import Site
 from vidaccel.summary import Summary
 
 __all__ = [
-    "METHODS", "AttentionPlan", "BlockMask", "Method", "Profile", "Schedule", "Session", "Site", "Summary", "TokenLayout",
-    "__version__", "disable", "enable", "load_miniature", "summary",
+    "METHODS",
+    "AttentionPlan",
+    "BlockMask",
+    "Method",
+    "Profile",
+    "Schedule",
+    "Session",
+    "Site",
+    "Summary",
+    "TokenLayout",
+    "__version__",
+    "disable",
+    "enable",
+    "load_miniature",
+    "summary",
 ]
 
 
 def _attach(cls: Any) -> None:
     """Add the three methods to a pipeline class, leaving any of the same name alone."""
-    methods = {"enable_sparse_attention": enable, "disable_sparse_attention": disable, "sparse_attention_summary": summary}
+    methods = {
+        "enable_sparse_attention": enable,
+        "disable_sparse_attention": disable,
+        "sparse_attention_summary": summary,
+    }
     for name, function in methods.items():
         if not hasattr(cls, name):
             setattr(cls, name, function)

@@ -43,7 +43,8 @@ class TokenLayout:
         match = re.fullmatch(r"(\d{1,9})x(\d{1,9})x(\d{1,9})", grid.strip())
         if not match or "0" in match.groups():
             raise ValueError(f"grid {grid!r} is not FRAMESxHEIGHTxWIDTH in tokens, such as 21x45x80")
-        return cls(*map(int, match.groups()), text_before=text_before, text_after=text_after)
+        frames, height, width = map(int, match.groups())
+        return cls(frames, height, width, text_before, text_after)
 
     @property
     def frame_tokens(self) -> int:

@@ -82,8 +82,10 @@ def resolve_model(model: str) -> str:
             raise ValueError(f"folder {model!r} is not a diffusers pipeline: it has no {INDEX}")
         return str(path)
     if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
-        raise ValueError(f"model {model!r} is neither a pipeline's folder nor a repository id (owner/name) nor a "
-                         f"miniature ({PREFIX}NAME)")
+        raise ValueError(
+            f"model {model!r} is neither a pipeline's folder nor a repository id (owner/name) nor a "
+            f"miniature ({PREFIX}NAME)"
+        )
     return model
 
 

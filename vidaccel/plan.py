@@ -55,8 +55,9 @@ class BlockMask:
         """
         expected = (-(-queries // query_block), -(-keys // key_block))
         if blocks.ndim != 3 or tuple(blocks.shape[1:]) != expected or blocks.dtype != torch.bool:
-            raise ValueError(f"a block map is bool [patterns, {expected[0]}, {expected[1]}], got "
-                             f"{blocks.dtype} {list(blocks.shape)}")
+            raise ValueError(
+                f"a block map is bool [patterns, {expected[0]}, {expected[1]}], got {blocks.dtype} {list(blocks.shape)}"
+            )
         edge = torch.nn.functional.pad(blocks, (1, 1))
         starts = (edge[..., 1:-1] & ~edge[..., :-2]).nonzero()
         ends = (edge[..., 1:-1] & ~edge[..., 2:]).nonzero()
@@ -97,8 +98,14 @@ class BlockMask:
         if device == self.offsets.device:
             return self
         if device not in self._copies:
-            self._copies[device] = BlockMask(self.offsets.to(device), self.ranges.to(device), self.query_block,
-                                             self.key_block, self.queries, self.keys)
+            self._copies[device] = BlockMask(
+                self.offsets.to(device),
+                self.ranges.to(device),
+                self.query_block,
+                self.key_block,
+                self.queries,
+                self.keys,
+            )
         return self._copies[device]
 
     def row_of_range(self) -> Tensor:

@@ -61,8 +61,14 @@ class Profile:
             raise ValueError(f"{origin} is not JSON: {error}") from error
         if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
             raise ValueError(f'{origin} is not a vidaccel profile: it needs "format": {FORMAT}')
-        types = {"method": str, "options": dict, "schedule": dict, "min_tokens": (int, type(None)), "models": list,
-                 "source": str}
+        types = {
+            "method": str,
+            "options": dict,
+            "schedule": dict,
+            "min_tokens": (int, type(None)),
+            "models": list,
+            "source": str,
+        }
         for name, value in values.items():
             if name not in types or not isinstance(value, types[name]):  # type: ignore[arg-type]
                 raise ValueError(f"{origin}: {name}={value!r} does not belong in a profile; it has {', '.join(types)}")

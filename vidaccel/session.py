@@ -71,8 +71,14 @@ class Session:
     """
 
     def __init__(
-        self, owner: Any, experts: dict[str, nn.Module], method: Method, schedule: Schedule, backend: str,
-        min_tokens: int, steps: int | None,
+        self,
+        owner: Any,
+        experts: dict[str, nn.Module],
+        method: Method,
+        schedule: Schedule,
+        backend: str,
+        min_tokens: int,
+        steps: int | None,
     ) -> None:
         self.method, self.schedule, self.backend, self.min_tokens = method, schedule, backend, min_tokens
         self.runs = 0
@@ -110,8 +116,10 @@ class Session:
         modules: list[Any] = family.sites(transformer)
         foreign = [type(module.processor).__name__ for module in modules if not family.stock(module.processor)]
         if foreign:
-            raise ValueError(f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
-                             "diffusers' own: remove what set it before enabling sparse attention")
+            raise ValueError(
+                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
+                "diffusers' own: remove what set it before enabling sparse attention"
+            )
         self._layers[expert] = [Layer(self, expert, i, family, module) for i, module in enumerate(modules)]
         for layer in self._layers[expert]:
             layer.patch()
@@ -138,8 +146,16 @@ class Session:
 
     def summary(self) -> Summary:
         """The setting and what the last run did."""
-        return Summary(self.family.name, self.method.name, dataclasses.asdict(self.method),  # type: ignore[call-overload]
-                       dataclasses.asdict(self.schedule), self.min_tokens, self.backend, self.runs, self._tally)
+        return Summary(
+            self.family.name,
+            self.method.name,
+            dataclasses.asdict(self.method),  # type: ignore[call-overload]
+            dataclasses.asdict(self.schedule),
+            self.min_tokens,
+            self.backend,
+            self.runs,
+            self._tally,
+        )
 
     def _before_forward(self, expert: str, family: Family, transformer: nn.Module, args: Any, kwargs: Any) -> None:
         call = Call(args, kwargs)
@@ -179,12 +195,15 @@ class Session:
     def _why_dense(self, layer: Layer, query: Tensor) -> str | None:
         moment = self._moment
         if moment is None or moment.expert != layer.expert:
-            raise RuntimeError("a patched attention layer ran outside its transformer's forward, so that its step and "
-                               "token grid are unknown: call the transformer itself, or disable sparse attention")
+            raise RuntimeError(
+                "a patched attention layer ran outside its transformer's forward, so that its step and "
+                "token grid are unknown: call the transformer itself, or disable sparse attention"
+            )
         if query.shape[1] != moment.layout.tokens:
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
         if moment.layout.tokens < self.min_tokens:
-            self._tally.note(f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={self.min_tokens}")
+            few = f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={self.min_tokens}"
+            self._tally.note(few)
             return "under min_tokens"
         if layer.index < moment.plan.first_layer:
             return "in first layers"
@@ -197,8 +216,15 @@ class Session:
         assert moment is not None
         if self.method.static:
             return self._static(moment.layout)
-        site = Site(layer.index, len(self._layers[layer.expert]), moment.step, self._clock.steps, moment.branch,
-                    moment.expert, moment.layout)
+        site = Site(
+            layer.index,
+            len(self._layers[layer.expert]),
+            moment.step,
+            self._clock.steps,
+            moment.branch,
+            moment.expert,
+            moment.layout,
+        )
         state = self._state.setdefault((moment.expert, moment.branch, layer.index), {})
         plan = self.method.plan(query, key, value, site, state)
         return plan, plan.density(moment.layout)

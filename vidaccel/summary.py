@@ -99,9 +99,13 @@ class Summary:
     def _run_lines(self) -> list[str]:
         tally = self.tally
         dense = ", ".join(f"{count} {reason}" for reason, count in tally.dense.items())
-        lines = [f"last run: grid {tally.layout}, {tally.steps or 'unknown'} steps, {tally.sparse} sparse calls, "
-                 f"{sum(tally.dense.values())} dense" + (f" ({dense})" if dense else "")]
+        lines = [
+            f"last run: grid {tally.layout}, {tally.steps or 'unknown'} steps, {tally.sparse} sparse calls, "
+            f"{sum(tally.dense.values())} dense" + (f" ({dense})" if dense else "")
+        ]
         if tally.density:
-            lines.append(f"video density {tally.density.video_density:.4f} in sparse calls; the run's attention did "
-                         f"{tally.all_calls:.4f} of the dense work")
+            lines.append(
+                f"video density {tally.density.video_density:.4f} in sparse calls; the run's attention did "
+                f"{tally.all_calls:.4f} of the dense work"
+            )
         return lines + [f"note: {note}" for note in tally.notes]

@@ -12,7 +12,8 @@ from vidaccel.site import Site
 
 
 def planned(layout, family="wan", **options):
-    return method("radial", family, **options).plan(None, None, None, Site(0, 1, 0, None, "cond", "transformer", layout), {})
+    site = Site(0, 1, 0, None, "cond", "transformer", layout)
+    return method("radial", family, **options).plan(None, None, None, site, {})
 
 
 def densities(grid, family="wan", text_after=0, **options):
@@ -20,12 +21,15 @@ def densities(grid, family="wan", text_after=0, **options):
     return planned(layout, family, **options).density(layout)
 
 
-@pytest.mark.parametrize("grid, family, decay, density", [
-    ("18x48x80", "wan", 0.2, 0.2871),
-    ("18x48x80", "wan", 1.0, 0.4309),
-    ("20x48x80", "wan", 0.8, 0.3525),
-    ("30x48x80", "hunyuanvideo", 0.95, 0.2746),
-])
+@pytest.mark.parametrize(
+    "grid, family, decay, density",
+    [
+        ("18x48x80", "wan", 0.2, 0.2871),
+        ("18x48x80", "wan", 1.0, 0.4309),
+        ("20x48x80", "wan", 0.8, 0.3525),
+        ("30x48x80", "hunyuanvideo", 0.95, 0.2746),
+    ],
+)
 def test_upstream_densities(grid, family, decay, density):
     found = densities(grid, family, decay=decay, preset="upstream")
     assert round(found.density, 4) == density == round(found.video_density, 4)
@@ -36,11 +40,14 @@ def test_upstream_video_density_does_not_depend_on_text():
     assert round(found.video_density, 4) == 0.2746 and found.density > found.video_density
 
 
-@pytest.mark.parametrize("decay, pairs", [
-    (0.2, {2: 0.0978, 17: 0.0978}),
-    (0.8, {2: 0.3867, 3: 0.3867, 4: 0.22, 7: 0.22, 8: 0.0978}),
-    (1.0, {2: 0.4867, 4: 0.2778, 8: 0.16, 16: 0.0978}),
-])
+@pytest.mark.parametrize(
+    "decay, pairs",
+    [
+        (0.2, {2: 0.0978, 17: 0.0978}),
+        (0.8, {2: 0.3867, 3: 0.3867, 4: 0.22, 7: 0.22, 8: 0.0978}),
+        (1.0, {2: 0.4867, 4: 0.2778, 8: 0.16, 16: 0.0978}),
+    ],
+)
 def test_upstream_density_of_each_frame_pair(decay, pairs):
     blocks = radial_blocks(TokenLayout(18, 48, 80), Shape(decay, sink=0.0), 128).view(18, 30, 18, 30)
     assert blocks[0, :, 0].all() and blocks[0, :, 1].all()
@@ -77,10 +84,18 @@ def slow_blocks(layout, shape, block):
     return kept
 
 
-@pytest.mark.parametrize("layout", [
-    TokenLayout(5, 9, 13), TokenLayout(7, 5, 7), TokenLayout(3, 8, 8), TokenLayout(1, 3, 3),
-    TokenLayout(4, 5, 7, text_before=11), TokenLayout(4, 5, 7, text_after=21),
-], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        TokenLayout(5, 9, 13),
+        TokenLayout(7, 5, 7),
+        TokenLayout(3, 8, 8),
+        TokenLayout(1, 3, 3),
+        TokenLayout(4, 5, 7, text_before=11),
+        TokenLayout(4, 5, 7, text_after=21),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [Shape(0.0), Shape(0.6, sink=0.0), Shape(0.3, 0.4, 0.5), Shape(3.0)])
 def test_closed_form_equals_the_rule_token_by_token(layout, shape):
     assert torch.equal(radial_blocks(layout, shape, 16), slow_blocks(layout, shape, 16))
@@ -113,7 +128,9 @@ def test_upstream_target_below_the_floor_is_an_error_that_names_it():
         planned(TokenLayout(21, 45, 80), density=0.01)
 
 
-@pytest.mark.parametrize("layout", [TokenLayout(21, 45, 80), TokenLayout(13, 30, 45, text_before=226), TokenLayout(1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [TokenLayout(21, 45, 80), TokenLayout(13, 30, 45, text_before=226), TokenLayout(1, 1, 1)], ids=str
+)
 def test_no_row_is_empty_and_text_is_whole(layout):
     mask = planned(layout, decay=0.0).mask
     mask.validate()
@@ -122,12 +139,21 @@ def test_no_row_is_empty_and_text_is_whole(layout):
         assert mask.ranges[0].tolist() == [0, layout.tokens]
 
 
-@pytest.mark.parametrize("options, complaint", [
-    ({"density": 0}, "outside"), ({"density": 1.2}, "outside"), ({"density": float("nan")}, "outside"),
-    ({"decay": -1}, "decay"), ({"decay": 1, "density": 0.5}, "not both"), ({"block": 100}, "power of two"),
-    ({"preset": "fast"}, "upstream"), ({"preset": "upstream", "block": 64}, "block=128"), ({"split": 0}, "split"),
-    ({"sparsity": 0.5}, "no option 'sparsity'"),
-])
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        ({"density": 0}, "outside"),
+        ({"density": 1.2}, "outside"),
+        ({"density": float("nan")}, "outside"),
+        ({"decay": -1}, "decay"),
+        ({"decay": 1, "density": 0.5}, "not both"),
+        ({"block": 100}, "power of two"),
+        ({"preset": "fast"}, "upstream"),
+        ({"preset": "upstream", "block": 64}, "block=128"),
+        ({"split": 0}, "split"),
+        ({"sparsity": 0.5}, "no option 'sparsity'"),
+    ],
+)
 def test_bad_options(options, complaint):
     with pytest.raises(ValueError, match=complaint):
         method("radial", "wan", **options)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 NONE = ("none", "null")
+NAMES = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -56,7 +57,7 @@ def value(text: str, annotation: Any, name: str) -> Any:
             return read(text)
         except ValueError:
             continue
-    names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+    names = " or ".join(NAMES[kind] for kind in order if kind in kinds)
     raise ValueError(f"{name}={text!r} is not {names}")
 
 

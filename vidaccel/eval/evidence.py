@@ -51,8 +51,8 @@ def describe(pipe: Any, name: str) -> dict[str, Any]:
 
 def _notes(pipe: Any, model: dict[str, Any], layout: dict[str, int] | None) -> list[str]:
     """What limits the gain here, and how the counted one is meant."""
-    counted = ("the gains at real sizes are counted work of one sparse step's self-attention, not measured time, with the "
-               "method's defaults for each family")
+    counted = ("the gains at real sizes are counted work of one sparse step's self-attention, not measured time, "
+               "with the method's defaults for each family")
     if layout is None:
         return [counted]
     tokens = TokenLayout(**layout).tokens

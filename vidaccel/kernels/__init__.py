@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from vidaccel.plan import BlockMask
@@ -81,7 +80,9 @@ def attention(
     """
     batch, queries, heads, head_dim = query.shape
     if (queries, key.shape[1]) != (mask.queries, mask.keys):
-        raise ValueError(f"the plan is for {mask.queries} x {mask.keys} tokens, the call has {queries} x {key.shape[1]}")
+        raise ValueError(
+            f"the plan is for {mask.queries} x {mask.keys} tokens, the call has {queries} x {key.shape[1]}"
+        )
     if mask.patterns not in (1, heads, batch * heads):
         raise ValueError(f"a plan of {mask.patterns} patterns does not fit {batch} rows of {heads} heads")
     module = backend(choose(backend_name, query))

@@ -1,15 +1,18 @@
 """Block-sparse attention on a CPU that skips what the mask skips, by dense calls on slices of the keys.
 
-A tile alone is a small call with a gather of its own, so neighbouring tiles are joined where that is cheaper:
-`vidaccel.kernels.cpu_pieces` cuts a mask into such pieces once and keeps them; a call only runs them.
+Tiles that stand alone would each be a small call, with a gather and a barrier between threads of its own. So a mask is
+cut once (`vidaccel.kernels.cpu_spans` joins neighbouring tiles, `cpu_batches` puts equal ones into one call), and a
+call only runs the result.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from vidaccel.kernels.cpu_pieces import Call, Piece, program
+from vidaccel.kernels.cpu_batches import Call, Gathered, Window, program
 from vidaccel.plan import BlockMask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -37,42 +40,70 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the pairs that `mask` keeps; see `vidaccel.kernels.attention`.
 
-    The first call with a mask plans it (milliseconds at a thousand tokens); later ones with the same shapes and
-    `key_lengths` reuse that for as long as the mask lives. Extra memory is one piece's gathered keys and values.
+    The first call with a mask cuts it up (about 10 ms per thousand tiles and pattern); later ones with the same shapes
+    and `key_lengths` reuse that for as long as the mask lives. Extra memory is a few MB of gathered keys and values.
 
     Raises:
         ValueError: a mask whose contents are not valid, on its first call.
     """
     batch, queries, heads, head_dim = query.shape
     lengths = None if key_lengths is None else tuple(key_lengths.tolist())
-    plan = program(mask, Call(batch, heads, head_dim, query.element_size(), torch.get_num_threads(), lengths))
-    # A row without keys is in no piece: its output is zero and its log-sum-exp -inf, by convention.
-    out = torch.empty_like(query) if plan.covers_all else torch.zeros_like(query)
-    lse = query.new_full((batch, heads, queries), float("-inf"), dtype=torch.float32) if return_lse else None
-    key, value = (each if each.stride(-1) == 1 else each.contiguous() for each in (key, value))
-    query = query if query.stride(-1) == 1 else query.contiguous()
-    for piece in plan.pieces:
-        part, part_lse = _run(query, key, value, piece, scale)
-        out[piece.batch, piece.rows, piece.heads] = part
-        if lse is not None:
-            lse[piece.batch, piece.heads, piece.rows] = part_lse
-    return out, lse
+    plan = program(mask, Call(batch, heads, head_dim, query.element_size(), lengths))
+    # A row without keys is in no part: its output is zero and its log-sum-exp -inf, by convention.
+    new = query.new_empty if plan.covers_all else query.new_zeros
+    out = Rows(new(batch, queries, heads, head_dim))
+    lse = Rows(query.new_full((batch, queries, heads, 1), float("-inf"), dtype=torch.float32))
+    inputs = [Rows(each if each.stride(-1) == 1 else each.contiguous()) for each in (query, key, value)]
+    for part in plan.parts:
+        rows, keys, values = (_read(each, part, index) for index, each in enumerate(inputs))
+        bias = None if part.bias is None else part.bias.per_row(query.dtype)
+        # The operator behind scaled_dot_product_attention on a CPU: only it returns the log-sum-exp.
+        result, result_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
+        )
+        _write(out, part, result.transpose(1, 2))
+        if return_lse:
+            _write(lse, part, result_lse.transpose(1, 2)[..., None].float())
+    return out.tensor, lse.tensor[..., 0].transpose(1, 2).contiguous() if return_lse else None
 
 
-def _run(query: Tensor, key: Tensor, value: Tensor, piece: Piece, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``[batch, rows, heads, head_dim]`` and log-sum-exp ``[batch, heads, rows]`` of one piece."""
-    rows = query[piece.batch, piece.rows, piece.heads].transpose(1, 2)
-    keys, values = (_pick(each, piece).transpose(1, 2) for each in (key, value))
-    bias = piece.row_bias(rows.dtype)
-    # The operator behind scaled_dot_product_attention on a CPU: only it returns the log-sum-exp.
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
-    )
-    return out.transpose(1, 2), lse
+class Rows:
+    """The rows of a tensor ``[batch, tokens, heads, width]``, by number or as overlapping windows."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @cached_property
+    def whole(self) -> Tensor:
+        """``[batch * tokens, heads, width]``; a copy if the tensor is not contiguous."""
+        return self.tensor.reshape(-1, *self.tensor.shape[2:])
+
+    @cached_property
+    def single(self) -> Tensor:
+        """``[batch * tokens * heads, 1, width]``; a copy if the tensor is not contiguous."""
+        return self.tensor.reshape(-1, 1, self.tensor.shape[3])
+
+    def windows(self, part: Window, start: int, length: int) -> Tensor:
+        """A view ``[count, length, heads, width]`` of windows of `length` tokens, `part.step` apart."""
+        tensor = self.tensor[part.batch, start:, part.heads]
+        token, head, element = tensor.stride()
+        size = (part.count, length, tensor.shape[1], tensor.shape[2])
+        return tensor.as_strided(size, (part.step * token, token, head, element))
 
 
-def _pick(tensor: Tensor, piece: Piece) -> Tensor:
-    """The piece's keys or values ``[batch, keys, heads, head_dim]``: a view where they are contiguous."""
-    if isinstance(piece.keys, slice):
-        return tensor[piece.batch, piece.keys, piece.heads]
-    return tensor[piece.batch, :, piece.heads].index_select(1, piece.keys)
+def _read(rows: Rows, part: Window | Gathered, index: int) -> Tensor:
+    """The part's queries (index 0), keys or values: ``[count, heads, length, head_dim]``."""
+    if isinstance(part, Window):
+        start, length = (part.row_start, part.rows) if index == 0 else (part.key_start, part.keys)
+        return rows.windows(part, start, length).transpose(1, 2)
+    numbers = part.keys if index else part.rows
+    picked = (rows.whole if part.whole else rows.single).index_select(0, numbers.flatten())
+    return picked.view(*numbers.shape, *picked.shape[1:]).transpose(1, 2)
+
+
+def _write(rows: Rows, part: Window | Gathered, result: Tensor) -> None:
+    """Put ``[count, length, heads, width]`` where the part's queries are; `rows` is contiguous."""
+    if isinstance(part, Window):
+        rows.windows(part, part.row_start, part.rows).copy_(result)
+    else:
+        (rows.whole if part.whole else rows.single).index_copy_(0, part.rows.flatten(), result.flatten(0, 1))

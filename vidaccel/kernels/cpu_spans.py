@@ -13,34 +13,34 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from vidaccel.plan import BlockMask
+
 HIDDEN = -1e30
 """Bias of a pair that is not attended. Finite, since a block of rows that sees only -inf first is NaN in some versions;
 every row of a run has a key, so that these weights end as exact zeros."""
 MAX_BIAS = 1 << 22
 """Elements that the bias of one run may have: 16 MiB."""
 
-# Measured on 2 threads of a Zen 5 EPYC, fp32, 4 heads of 64 (benchmarks/cpu_attention.py).
-CALL_US = 30.0
-"""Fixed cost of a run: slicing, the operator, the copy of its output."""
-GATHER_US = 6.0
-GATHER_BYTES_PER_US = 25_000.0
+# Measured on 2 threads of a Zen 5 EPYC, fp32, 4 heads of 64; only their relation matters.
+RUN_US = 12.0
+"""Fixed cost of a run: its entry in a call, the copy of its output."""
+GATHER_BYTES_PER_US = 15_000.0
 """Gathering keys and values that are not contiguous."""
-BIAS_PER_US = 5_000.0
+BIAS_PER_US = 4_000.0
 """Elements of a bias that are expanded and added."""
-FLOP_PER_US = 100_000.0
-"""Of one thread, in large products."""
-SPLITS = ((768, 256, 1.0), (192, 64, 0.92), (32, 32, 0.83), (0, 32, 0.7))
-"""From how many query rows on the operator cuts them into how many, and the rate relative to the best that it reaches."""
+FLOP_PER_US = 200_000.0
+"""In large products."""
+RATES = ((768, 1.0), (192, 0.92), (32, 0.83), (0, 0.7))
+"""From how many query rows on which share of that is reached: the operator cuts 256, 64 or 32 rows at a time."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What the cost of a run depends on beside its rows and keys; lanes are batch rows times heads of one call."""
+    """What the cost of a run depends on beside its rows and keys; lanes are the heads that it computes together."""
 
     lanes: int
     head_dim: int
     element_size: int
-    threads: int
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TileKeys:
         """Keys in each interval."""
         return self.edges.diff()
 
-    def union(self, first: int, last: int) -> tuple[slice | Tensor, Tensor | None]:
+    def union(self, first: int, last: int) -> tuple[range | Tensor, Tensor | None]:
         """The keys that any tile of ``[first, last)`` sees, and the bias per tile that hides those others see."""
         kept = self.kept[first:last]
         seen = kept.any(dim=0).nonzero().flatten()
@@ -85,7 +85,7 @@ class TileKeys:
             bias = bias.repeat_interleave(widths, dim=1)
         start, stop, count = int(starts[0]), int(starts[-1] + widths[-1]), int(widths.sum())
         if stop - start == count:
-            return slice(start, stop), bias
+            return range(start, stop), bias
         within = torch.arange(count) - torch.repeat_interleave(widths.cumsum(0) - widths, widths)
         return torch.repeat_interleave(starts, widths) + within, bias
 
@@ -143,14 +143,11 @@ def _costs(tiles: TileKeys, tile: int, queries: int, shape: Shape, sizes: list[i
 
 def _cost(rows: Tensor, keys: Tensor, gathered: Tensor, biased: Tensor, shape: Shape) -> Tensor:
     """Microseconds of runs with so many query rows and keys."""
-    slices, rate = torch.ones_like(keys), torch.ones_like(keys)
-    for least, split, relative in reversed(SPLITS):
-        slices[rows >= least] = torch.ceil(rows[rows >= least] / split)
+    rate = torch.ones_like(keys)
+    for least, relative in reversed(RATES):
         rate[rows >= least] = relative
-    slices *= shape.lanes
-    turns = torch.ceil(slices / shape.threads) / slices
-    compute = 4.0 * shape.lanes * shape.head_dim * rows * keys * turns / (FLOP_PER_US * rate)
-    gather = GATHER_US + 2 * shape.lanes * shape.head_dim * shape.element_size * keys / GATHER_BYTES_PER_US
+    compute = 4.0 * shape.lanes * shape.head_dim * rows * keys / (FLOP_PER_US * rate)
+    gather = 2 * shape.lanes * shape.head_dim * shape.element_size * keys / GATHER_BYTES_PER_US
     elements = rows * keys
     bias = torch.where(elements > MAX_BIAS, float("inf"), elements / BIAS_PER_US)
-    return CALL_US + compute + gather * gathered + torch.where(biased, bias, 0.0)
+    return RUN_US + compute + gather * gathered + torch.where(biased, bias, 0.0)

@@ -1,7 +1,7 @@
 """The one custom op that a patched attention layer calls.
 
-It is opaque to torch.compile and finds out what to do at run time through a handle, a tensor, so that a compiled block is
-one graph that never recompiles over layers and steps.
+It is opaque to torch.compile and finds out what to do at run time through a handle, a tensor, so that a compiled block
+is one graph that never recompiles over layers and steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def attention(query: Tensor, key: Tensor, value: Tensor, handle: Tensor) -> Tens
     """
     attender = _ATTENDERS.get(int(handle))
     if attender is None:
-        raise RuntimeError("this attention layer belongs to a vidaccel session that no longer exists; call disable, then "
-                           "enable, on the pipeline that owns it now")
+        raise RuntimeError(
+            "this attention layer belongs to a vidaccel session that no longer exists; call disable, then enable, on "
+            "the pipeline that owns it now"
+        )
     return attender.attend(query, key, value).contiguous()
 
 

@@ -27,8 +27,9 @@ class Method(ABC):
     """True where the plan depends on the layout alone: then it is made once per layout and q, k, v are None."""
 
     @abstractmethod
-    def plan(self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site,
-             state: dict[str, Any]) -> AttentionPlan:
+    def plan(
+        self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
+    ) -> AttentionPlan:
         """The plan for one call.
 
         Args:

@@ -21,7 +21,7 @@ from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 
 DECAYS = {"wan": 0.2, "hunyuanvideo": 0.95, "cogvideox": 0.95}
-"""Decay factor per family: the authors' scripts for Wan 2.1 and HunyuanVideo; CogVideoX has none, so as HunyuanVideo."""
+"""Decay factor per family: the authors' for Wan 2.1 and HunyuanVideo; CogVideoX, without one, is as HunyuanVideo."""
 SINK_FAMILIES = ("wan",)
 """Families whose upstream mask keeps all of the first frame's keys."""
 UPSTREAM_BLOCK = 128
@@ -84,7 +84,9 @@ class Radial(Method):
         if self.split < 1:
             raise ValueError(f"split {self.split} is not a positive number of tokens")
         if self.preset == "upstream" and (self.block, self.split) != (UPSTREAM_BLOCK, SPLIT):
-            raise ValueError(f"preset 'upstream' has block={UPSTREAM_BLOCK} and split={SPLIT}, not {self.block} and {self.split}")
+            raise ValueError(
+                f"preset 'upstream' has block={UPSTREAM_BLOCK} and split={SPLIT}, not {self.block} and {self.split}"
+            )
 
     @classmethod
     def family_defaults(cls, family: str) -> dict[str, Any]:
@@ -96,8 +98,9 @@ class Radial(Method):
             options["decay"] = DECAYS.get(family, DECAYS["wan"])
         return super().for_family(family, **options)
 
-    def plan(self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site,
-             state: dict[str, Any]) -> AttentionPlan:
+    def plan(
+        self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
+    ) -> AttentionPlan:
         layout = site.layout
         shape, notes = self._shape(layout)
         blocks = self._blocks(layout, shape)
@@ -127,14 +130,16 @@ class Radial(Method):
             raise ValueError(f"density {target} is below {floor:.4f}, the floor of preset 'upstream' on {layout}")
         if target >= reached(Shape(0.0, 0.0, sink)):
             window = _solve(lambda x: reached(Shape(0.0, x, sink)), target, 1.0)
-            return Shape(0.0, window, sink), (_note(target, floor, layout, f"adjacent frames to {window:.3f} of a frame"),)
+            narrowed = f"adjacent frames to {window:.3f} of a frame"
+            return Shape(0.0, window, sink), (_note(target, floor, layout, narrowed),)
         least = reached(Shape(0.0, 0.0, 0.0))
         if target < least:
-            raise ValueError(f"density {target} is below {least:.4f}, the least of radial with {self.block}-token blocks on "
-                             f"{layout}")
-        narrowed = _solve(lambda x: reached(Shape(0.0, 0.0, x)), target, sink)
-        return Shape(0.0, 0.0, narrowed), (
-            _note(target, floor, layout, f"adjacent frames to the band and the first frame to {narrowed:.3f} of a frame"),)
+            raise ValueError(
+                f"density {target} is below {least:.4f}, the least of radial with {self.block}-token blocks on {layout}"
+            )
+        width = _solve(lambda x: reached(Shape(0.0, 0.0, x)), target, sink)
+        narrowed = f"adjacent frames to the band and the first frame to {width:.3f} of a frame"
+        return Shape(0.0, 0.0, width), (_note(target, floor, layout, narrowed),)
 
 
 def _note(target: float, floor: float, layout: TokenLayout, what: str) -> str:
@@ -210,7 +215,7 @@ def radial_blocks(layout: TokenLayout, shape: Shape, block: int, split: int = SP
 
 
 def _columns(row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], width: Tensor, threshold: Tensor) -> Tensor:
-    """How many key columns of each block hold more than `threshold` kept rows: ``[frames, row blocks, column blocks]``."""
+    """How many key columns of a block hold more than `threshold` kept rows: ``[frames, row blocks, column blocks]``."""
     (low, high), (first, last) = row, column
     start = torch.maximum(first, low + threshold - width)
     stop = torch.minimum(last, high + width - threshold)

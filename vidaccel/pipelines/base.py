@@ -61,8 +61,10 @@ class Processor(ABC):
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
         if config is not None:
-            raise ValueError("vidaccel does not split one clip over devices yet: call disable_sparse_attention() before "
-                             "enable_parallelism()")
+            raise ValueError(
+                "vidaccel does not split one clip over devices yet: call disable_sparse_attention() before "
+                "enable_parallelism()"
+            )
         self.inner._parallel_config = config
 
     @abstractmethod

@@ -45,7 +45,7 @@ class WanProcessor(Processor):
 
 
 def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key and value ``[batch, tokens, heads, head_dim]``, normalised; modules are called, for LoRA and offload."""
+    """Query, key, value ``[batch, tokens, heads, head_dim]``, normalised; calls modules, for LoRA and offloading."""
     if getattr(attn, "fused_projections", False):
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
     else:
@@ -73,14 +73,16 @@ class Wan(Family):
     processor: ClassVar[type[Processor]] = WanProcessor
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        return [block.attn1 for block in transformer.blocks]  # type: ignore[union-attr,misc]
+        blocks: Any = transformer.blocks
+        return [block.attn1 for block in blocks]
 
     def stock(self, processor: Any) -> bool:
         return type(processor).__name__ == "WanAttnProcessor"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         frames, height, width = call.get("hidden_states", 0).shape[-3:]
-        patch = transformer.config.patch_size  # type: ignore[union-attr]
+        config: Any = transformer.config
+        patch = config.patch_size
         return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
 
     def timestep(self, call: Call) -> Tensor:

@@ -1,0 +1,155 @@
+"""Train the miniature's video autoencoder on short crops of rendered clips.
+
+    python miniatures/training/train_vae.py --work RUN --minutes 10
+    torchrun --nproc-per-node 2 miniatures/training/train_vae.py --work RUN --minutes 10
+
+Running it again continues from the last checkpoint in RUN. At the end the latents' mean and standard deviation
+are measured and the autoencoder lies in RUN/vae.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from common import (
+    DEVICE,
+    LARGE,
+    Clock,
+    annealed,
+    join_workers,
+    load_state,
+    optimizer_tensors,
+    restore_optimizer,
+    save_state,
+    share,
+)
+from diffusers import AutoencoderKLWan
+from vidaccel_miniatures.clips import render, sample_clip
+
+CONFIG = {
+    "base_dim": 16, "z_dim": 8, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "temperal_downsample": [True, True],
+    "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 8,
+    "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8,
+}  # fmt: skip
+BATCH, CROP, CLIP_FRAMES, LR = 4, (80, 96), 9, 2e-3
+
+
+def crops(seed: int) -> torch.Tensor:
+    """A batch of random crops, `[BATCH, 3, CLIP_FRAMES, *CROP]` in -1..1."""
+    rng = np.random.default_rng(seed)
+    out = np.empty((BATCH, CLIP_FRAMES, *CROP, 3), np.uint8)
+    for slot in range(BATCH):
+        height, width = LARGE if rng.random() < 0.7 else (96, 144)
+        # Nine frames of a 13- to 49-frame clip: the motion between frames covers what 49-frame clips show and more.
+        frames = render(sample_clip(int(rng.integers(2**31))), int(rng.choice([13, 25, 49])), height, width)
+        t, y, x = (int(rng.integers(n - m + 1)) for n, m in zip(frames.shape, (CLIP_FRAMES, *CROP), strict=False))
+        out[slot] = frames[t : t + CLIP_FRAMES, y : y + CROP[0], x : x + CROP[1]]
+    return as_video(out)
+
+
+def as_video(frames: np.ndarray) -> torch.Tensor:
+    """uint8 `[B, F, H, W, 3]` to float `[B, 3, F, H, W]` in -1..1."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1.0)
+
+
+def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training loss and mean squared error of one batch."""
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        posterior = vae.encode(video).latent_dist
+        restored = vae.decode(posterior.sample()).sample.float()
+    error = F.mse_loss(restored, video)
+    edges = sum(F.l1_loss(restored.diff(dim=d), video.diff(dim=d)) for d in (-1, -2))
+    kl = posterior.kl().mean() / posterior.mean[0].numel()
+    return F.l1_loss(restored, video) + 2 * error + edges + 1e-3 * kl, error.detach()
+
+
+class Run:
+    """A training run of the autoencoder: its weights, optimizer and counters, all resumable."""
+
+    def __init__(self, work: Path, minutes: float, seed: int, rank: int) -> None:
+        torch.manual_seed(seed)
+        self.work, self.seed, self.rank = work, seed, rank
+        self.vae = AutoencoderKLWan(**CONFIG).to(DEVICE)
+        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-3)
+        self.step, seconds = 0, 0.0
+        if (found := load_state(work, "vae_checkpoint")) is not None:
+            tensors, facts = found
+            self.vae.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("vae.")})
+            restore_optimizer(self.optimizer, "opt", tensors)
+            self.step, seconds = facts["step"], facts["seconds"]
+        self.clock = Clock(minutes, seconds)
+        self.progress = self.clock.progress
+
+    def save(self) -> None:
+        """Write the checkpoint; only the first worker does."""
+        if self.rank == 0:
+            tensors = {f"vae.{key}": value for key, value in self.vae.state_dict().items()}
+            facts = {"step": self.step, "seconds": self.clock.spent, "seed": self.seed}
+            save_state(self.work, "vae_checkpoint", tensors | optimizer_tensors(self.optimizer, "opt"), facts)
+
+    def update(self, video: torch.Tensor) -> float:
+        """One optimizer step on this worker's batch, averaged over all; returns the batch's PSNR in dB."""
+        loss, error = loss_of(self.vae, video)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.progress = share([p.grad for p in self.vae.parameters() if p.grad is not None], self.clock.progress)
+        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
+        self.optimizer.param_groups[0]["lr"] = LR * annealed(self.progress)
+        self.optimizer.step()
+        self.step += 1
+        return float(-10 * error.div(4).log10())
+
+
+def train(run: Run, workers: int) -> AutoencoderKLWan:
+    """Train until the budget is spent, saving every minute."""
+    saved, mean = time.monotonic(), 0.0
+    while run.progress < 1.0:
+        psnr = run.update(crops(run.seed + run.step * workers + run.rank).to(DEVICE))
+        mean += 0.05 * (psnr - mean)
+        if run.step % 25 == 0 and run.rank == 0:
+            print(f"{run.step} {run.clock.spent:.0f}s psnr {mean:.1f}", flush=True)
+        if time.monotonic() - saved > 60 or run.progress >= 1.0:
+            saved = time.monotonic()
+            run.save()
+    return run.vae.eval()
+
+
+@torch.no_grad()
+def measure(vae: AutoencoderKLWan, seed: int, count: int = 12) -> dict[str, object]:
+    """Latent statistics per channel, and the PSNR in dB of `count` large clips put through the autoencoder."""
+    latents, errors = [], []
+    for index in range(count):
+        video = as_video(render(sample_clip(seed + index), 25, *LARGE)[None]).to(DEVICE)
+        with torch.autocast(DEVICE.type, torch.bfloat16):
+            latents.append(vae.encode(video).latent_dist.mode().float())
+            errors.append(F.mse_loss(vae.decode(latents[-1]).sample.float(), video))
+    stacked = torch.cat(latents)
+    mean, std = stacked.mean((0, 2, 3, 4)), stacked.std((0, 2, 3, 4))
+    psnr = float(-10 * torch.stack(errors).div(4).log10().mean())
+    return {"latents_mean": mean.tolist(), "latents_std": std.tolist(), "psnr": psnr}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=1_000_000)
+    options = parser.parse_args()
+    rank, workers = join_workers()
+    vae = train(Run(options.work, options.minutes, options.seed, rank), workers)
+    if rank != 0:
+        return
+    facts = measure(vae, options.seed - 1000)
+    print(facts)
+    vae.register_to_config(latents_mean=facts["latents_mean"], latents_std=facts["latents_std"])
+    vae.save_pretrained(options.work / "vae")
+
+
+if __name__ == "__main__":
+    main()
