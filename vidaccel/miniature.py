@@ -77,11 +77,11 @@ def resolve_model(model: str) -> str:
     if model.startswith(PREFIX):
         return str(miniature_path(model.removeprefix(PREFIX)))
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         if not (path / INDEX).is_file():
             raise ValueError(f"folder {model!r} is not a diffusers pipeline: it has no {INDEX}")
         return str(path)
-    if path.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
+    if (model and path.exists()) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", model):
         raise ValueError(
             f"model {model!r} is neither a pipeline's folder nor a repository id (owner/name) nor a "
             f"miniature ({PREFIX}NAME)"

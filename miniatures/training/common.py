@@ -23,7 +23,7 @@ LARGE, SMALL = (144, 208), (96, 144)
 
 
 def save_state(folder: Path, name: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
-    """Write `name`.safetensors with `facts` in its header, atomically: a reader sees the old or the new file."""
+    """Write `name`.safetensors with `facts` as header, atomically: readers see the old file or the new."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{name}.partial"
     flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -53,7 +53,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, torch.Tensor]
+) -> None:
     """Undo `optimizer_tensors`."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():

@@ -1,6 +1,6 @@
 """Render clips and encode them to latents once, in shards that training picks up as they appear.
 
-    python miniatures/training/encode.py --work RUN --size small --count 1500
+python miniatures/training/encode.py --work RUN --size small --count 1500
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from common import DEVICE, FRAMES, LARGE, SMALL, save_state
 from diffusers import AutoencoderKLWan
 from text import embed
 from train_vae import as_video
+
 from vidaccel_miniatures.clips import dataset
 
 SHARD, BATCH = 100, 4
@@ -23,7 +24,7 @@ SEEDS = {"small": 2_000_000, "large": 3_000_000}
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLWan, frames: list[np.ndarray]) -> torch.Tensor:
-    """Normalised latents `[B, z, F', H/8, W/8]` of clips `[F, H, W, 3]`, as WanPipeline's transformer sees them."""
+    """Latents `[B, z, F', H/8, W/8]` of clips `[F, H, W, 3]`, normalised as the transformer sees them."""
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=DEVICE).view(shape)
     std = torch.tensor(vae.config.latents_std, device=DEVICE).view(shape)
@@ -34,7 +35,9 @@ def encode(vae: AutoencoderKLWan, frames: list[np.ndarray]) -> torch.Tensor:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="the folder train_vae.py wrote to")
     parser.add_argument("--size", choices=sorted(SIZES), required=True)
     parser.add_argument("--count", type=int, default=1500, help=f"clips, a multiple of {SHARD}")

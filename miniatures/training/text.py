@@ -10,6 +10,7 @@ import torch
 from common import DEVICE
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
 from vidaccel_miniatures.captions import MAX_TOKENS, vocabulary
 
 SEED = 7
@@ -25,7 +26,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=MAX_TOKENS
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=MAX_TOKENS,
     )
 
 
@@ -41,8 +46,10 @@ def build_text_encoder() -> UMT5EncoderModel:
 
 @torch.no_grad()
 def embed(texts: list[str]) -> torch.Tensor:
-    """What WanPipeline feeds its transformer for `texts`: `[N, MAX_TOKENS, 64]`, zero beyond each text's end."""
+    """What WanPipeline's transformer gets for `texts`: `[N, MAX_TOKENS, 64]`, zero beyond each text's end."""
     tokenizer, encoder = build_tokenizer(), build_text_encoder().to(DEVICE)
-    batch = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    batch = tokenizer(
+        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
     ids, mask = batch.input_ids.to(DEVICE), batch.attention_mask.to(DEVICE)
     return encoder(ids, mask).last_hidden_state * mask[..., None]

@@ -27,42 +27,15 @@ from common import (
     share,
 )
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file
+from shards import BATCHES, Shards, pick_size
 from text import embed
 
 CONFIG = {
     "patch_size": (1, 2, 2), "num_attention_heads": 4, "attention_head_dim": 64, "in_channels": 8,
-    "out_channels": 8, "text_dim": 64, "freq_dim": 128, "ffn_dim": 768, "num_layers": 4, "rope_max_seq_len": 64,
+    "out_channels": 8, "text_dim": 64, "freq_dim": 128, "ffn_dim": 768, "num_layers": 4,
+    "rope_max_seq_len": 64,
 }  # fmt: skip
-BATCHES = {"short": 8, "small": 4, "large": 2}  # clips per worker and step
-SHORT = 7  # latent frames; the autoencoder is causal, so a clip's first latent frames are a shorter clip
-SCHEDULE = ((0.25, 0.0, 0.6), (0.5, 0.15, 0.25), (0.7, 0.4, 0.0), (1.0, 0.7, 0.0))
-"""Until which share of the budget: the share of steps on large clips, and on short ones; the rest are small."""
 SHIFT, DROP, MUON_LR, ADAM_LR = 3.0, 0.1, 0.02, 2e-3
-
-
-class Shards:
-    """The encoded clips of both sizes; `refresh` takes in shards written since."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.seen = folder, set[str]()
-        self.data: dict[str, list[dict[str, torch.Tensor]]] = {"small": [], "large": []}
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Load the shards not seen yet."""
-        for path in sorted(self.folder.glob("*_*.safetensors")):
-            if path.name not in self.seen and not path.name.startswith("."):
-                self.seen.add(path.name)
-                self.data[path.name.split("_")[0]].append(load_file(path))
-
-    def batch(self, size: str, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[B, z, F, H, W]` and text `[B, L, D]` of random clips."""
-        shards = self.data["large" if size == "large" else "small"]
-        picks = torch.randint(len(shards) * len(shards[0]["text"]), (BATCHES[size],), generator=generator).tolist()
-        rows = [(shards[pick % len(shards)], pick // len(shards)) for pick in picks]
-        latents, text = (torch.stack([s[key][row] for s, row in rows]).float() for key in ("latents", "text"))
-        return latents[:, :, : SHORT if size == "short" else None].to(DEVICE), text.to(DEVICE)
 
 
 def build() -> WanTransformer3DModel:
@@ -97,15 +70,6 @@ def flow_loss(
     with torch.autocast(DEVICE.type, torch.bfloat16):
         velocity = model((1 - level) * latents + level * noise, sigma * 1000, text, return_dict=False)[0]
     return F.mse_loss(velocity.float(), noise - latents)
-
-
-def pick_size(progress: float, shards: Shards, generator: torch.Generator) -> str:
-    """Mostly short and small clips at first, mostly large ones at the end."""
-    large, short = next(mix for until, *mix in SCHEDULE if progress <= until)
-    draw = float(torch.rand((), generator=generator))
-    if draw < large and shards.data["large"]:
-        return "large"
-    return "short" if draw > 1.0 - short else "small"
 
 
 class Run:
@@ -154,14 +118,18 @@ class Run:
         self.step += 1
         keep = min(0.998, (1 + self.step) / (20 + self.step))
         parameters = dict(self.model.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [parameters[k].detach() for k in self.average], 1 - keep)
+        torch._foreach_lerp_(
+            list(self.average.values()), [parameters[k].detach() for k in self.average], 1 - keep
+        )
         self.samples[size] += BATCHES[size] * self.workers
         self.losses[size] += max(0.02, 1 / self.step) * (float(loss.detach()) - self.losses[size])
 
 
 def train(run: Run, rank: int, compiled: bool) -> None:
     """Train until the budget is spent, saving every minute."""
-    plan = torch.Generator().manual_seed(run.seed + run.step)  # the same on every worker: all take the same size
+    plan = torch.Generator().manual_seed(
+        run.seed + run.step
+    )  # the same on every worker: all take the same size
     generator = torch.Generator().manual_seed(run.seed + run.step + 1000 * (rank + 1))
     shards, nothing = Shards(run.work / "latents"), embed([""])
     model = torch.compile(run.model, dynamic=False) if compiled else run.model
@@ -183,7 +151,9 @@ def train(run: Run, rank: int, compiled: bool) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="the folder encode.py wrote to")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=4_000_000)

@@ -3,13 +3,14 @@
     python miniatures/training/train_vae.py --work RUN --minutes 10
     torchrun --nproc-per-node 2 miniatures/training/train_vae.py --work RUN --minutes 10
 
-Running it again continues from the last checkpoint in RUN. At the end the latents' mean and standard deviation
-are measured and the autoencoder lies in RUN/vae.
+Running it again continues from the last checkpoint in RUN. At the end the latents' mean and standard
+deviation are measured and the autoencoder lies in RUN/vae.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from common import (
     DEVICE,
     LARGE,
+    SMALL,
     Clock,
     annealed,
     join_workers,
@@ -29,27 +31,44 @@ from common import (
     share,
 )
 from diffusers import AutoencoderKLWan
+
 from vidaccel_miniatures.clips import render, sample_clip
 
 CONFIG = {
-    "base_dim": 16, "z_dim": 8, "dim_mult": [1, 2, 4], "num_res_blocks": 1, "temperal_downsample": [True, True],
-    "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_temporal": 4, "scale_factor_spatial": 8,
+    "base_dim": 16, "z_dim": 8, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "is_residual": True,
+    "temperal_downsample": [True, True], "in_channels": 12, "out_channels": 12, "patch_size": 2,
+    "scale_factor_temporal": 4, "scale_factor_spatial": 8,
     "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8,
 }  # fmt: skip
-BATCH, CROP, CLIP_FRAMES, LR = 4, (80, 96), 9, 2e-3
+BATCH, CLIP_FRAMES, LR = 4, 9, 3e-3
+CROPS = ((0.65, (48, 48)), (1.0, (80, 112)))
+"""Until which share of the budget: the crops' height and width. Small ones first: more steps in the time."""
 
 
-def crops(seed: int) -> torch.Tensor:
-    """A batch of random crops, `[BATCH, 3, CLIP_FRAMES, *CROP]` in -1..1."""
+def crops(
+    seed: int, crop: tuple[int, int], num_frames: int = CLIP_FRAMES, count: int = BATCH
+) -> torch.Tensor:
+    """A batch of random crops, `[count, 3, num_frames, *crop]` in -1..1."""
     rng = np.random.default_rng(seed)
-    out = np.empty((BATCH, CLIP_FRAMES, *CROP, 3), np.uint8)
-    for slot in range(BATCH):
-        height, width = LARGE if rng.random() < 0.7 else (96, 144)
-        # Nine frames of a 13- to 49-frame clip: the motion between frames covers what 49-frame clips show and more.
-        frames = render(sample_clip(int(rng.integers(2**31))), int(rng.choice([13, 25, 49])), height, width)
-        t, y, x = (int(rng.integers(n - m + 1)) for n, m in zip(frames.shape, (CLIP_FRAMES, *CROP), strict=False))
-        out[slot] = frames[t : t + CLIP_FRAMES, y : y + CROP[0], x : x + CROP[1]]
+    out = np.empty((count, num_frames, *crop, 3), np.uint8)
+    for slot in range(count):
+        size = LARGE if rng.random() < 0.6 else SMALL
+        # Clips of fewer frames move faster than 49-frame ones: a margin.
+        length = int(rng.choice([max(17, num_frames), 33, 49]))
+        t, y, x = (
+            int(rng.integers(n - m + 1)) for n, m in zip((length, *size), (num_frames, *crop), strict=True)
+        )
+        frames = render(sample_clip(int(rng.integers(2**31))), length, *size, span=(t, t + num_frames))
+        out[slot] = frames[:, y : y + crop[0], x : x + crop[1]]
     return as_video(out)
+
+
+def build() -> AutoencoderKLWan:
+    """A new autoencoder whose latents start nearly free of noise; at unit variance it would learn slowly."""
+    vae = AutoencoderKLWan(**CONFIG)
+    torch.nn.init.zeros_(vae.quant_conv.weight.data[vae.z_dim :])
+    torch.nn.init.constant_(vae.quant_conv.bias.data[vae.z_dim :], -5.0)
+    return vae.to(DEVICE)
 
 
 def as_video(frames: np.ndarray) -> torch.Tensor:
@@ -74,12 +93,14 @@ class Run:
     def __init__(self, work: Path, minutes: float, seed: int, rank: int) -> None:
         torch.manual_seed(seed)
         self.work, self.seed, self.rank = work, seed, rank
-        self.vae = AutoencoderKLWan(**CONFIG).to(DEVICE)
+        self.vae = build()
         self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-3)
         self.step, seconds = 0, 0.0
         if (found := load_state(work, "vae_checkpoint")) is not None:
             tensors, facts = found
-            self.vae.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("vae.")})
+            self.vae.load_state_dict(
+                {key[4:]: value for key, value in tensors.items() if key.startswith("vae.")}
+            )
             restore_optimizer(self.optimizer, "opt", tensors)
             self.step, seconds = facts["step"], facts["seconds"]
         self.clock = Clock(minutes, seconds)
@@ -97,7 +118,9 @@ class Run:
         loss, error = loss_of(self.vae, video)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.progress = share([p.grad for p in self.vae.parameters() if p.grad is not None], self.clock.progress)
+        self.progress = share(
+            [p.grad for p in self.vae.parameters() if p.grad is not None], self.clock.progress
+        )
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
         self.optimizer.param_groups[0]["lr"] = LR * annealed(self.progress)
         self.optimizer.step()
@@ -109,9 +132,10 @@ def train(run: Run, workers: int) -> AutoencoderKLWan:
     """Train until the budget is spent, saving every minute."""
     saved, mean = time.monotonic(), 0.0
     while run.progress < 1.0:
-        psnr = run.update(crops(run.seed + run.step * workers + run.rank).to(DEVICE))
+        crop = next(size for until, size in CROPS if run.progress <= until)
+        psnr = run.update(crops(run.seed + run.step * workers + run.rank, crop).to(DEVICE))
         mean += 0.05 * (psnr - mean)
-        if run.step % 25 == 0 and run.rank == 0:
+        if run.step % 50 == 0 and run.rank == 0:
             print(f"{run.step} {run.clock.spent:.0f}s psnr {mean:.1f}", flush=True)
         if time.monotonic() - saved > 60 or run.progress >= 1.0:
             saved = time.monotonic()
@@ -121,7 +145,7 @@ def train(run: Run, workers: int) -> AutoencoderKLWan:
 
 @torch.no_grad()
 def measure(vae: AutoencoderKLWan, seed: int, count: int = 12) -> dict[str, object]:
-    """Latent statistics per channel, and the PSNR in dB of `count` large clips put through the autoencoder."""
+    """Latent statistics per channel, and the PSNR in dB of `count` large clips put through it."""
     latents, errors = [], []
     for index in range(count):
         video = as_video(render(sample_clip(seed + index), 25, *LARGE)[None]).to(DEVICE)
@@ -136,17 +160,25 @@ def measure(vae: AutoencoderKLWan, seed: int, count: int = 12) -> dict[str, obje
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1_000_000)
     options = parser.parse_args()
     rank, workers = join_workers()
-    vae = train(Run(options.work, options.minutes, options.seed, rank), workers)
+    run = Run(options.work, options.minutes, options.seed, rank)
+    vae = train(run, workers)
     if rank != 0:
         return
-    facts = measure(vae, options.seed - 1000)
+    facts = measure(vae, options.seed - 1000) | {
+        "steps": run.step,
+        "minutes": options.minutes,
+        "seed": options.seed,
+    }
     print(facts)
+    (options.work / "vae_facts.json").write_text(json.dumps(facts))
     vae.register_to_config(latents_mean=facts["latents_mean"], latents_std=facts["latents_std"])
     vae.save_pretrained(options.work / "vae")
 

@@ -37,7 +37,7 @@ MAX_TOKENS = 32
 def caption(
     rng: np.random.Generator, shape: str, color: str, direction: str, background: str, panning: bool
 ) -> str:
-    """One random wording of a clip; the direction, the background and the panning are left out now and then."""
+    """One random wording of a clip; direction, background and panning are left out now and then."""
     words = f"{'the' if rng.random() < 0.2 else 'a'} {color} {shape} {rng.choice(VERBS)}"
     if rng.random() >= 0.08:
         words += f" {'to the ' if direction in ('left', 'right') and rng.random() < 0.25 else ''}{direction}"

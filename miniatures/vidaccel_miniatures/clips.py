@@ -66,20 +66,27 @@ def sample_clip(seed: int) -> Clip:
     )  # fmt: skip
 
 
-def render(clip: Clip, num_frames: int = 49, height: int = 144, width: int = 208) -> np.ndarray:
-    """Draw `clip`: uint8 `[num_frames, height, width, 3]`, anti-aliased."""
-    frames = np.empty((num_frames, height, width, 3), np.uint8)
+def render(
+    clip: Clip, num_frames: int = 49, height: int = 144, width: int = 208, span: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Draw `clip`, anti-aliased: uint8 `[num_frames, height, width, 3]`, or `span`'s (from, to) only."""
+    start, stop = span or (0, num_frames)
+    frames = np.empty((stop - start, height, width, 3), np.uint8)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     x, y = (x + 0.5) / height, (y + 0.5) / height
     color = np.asarray(COLORS[clip.color], np.float32)
     backdrop = None
-    for index in range(num_frames):
+    for index in range(start, stop):
         phase = index / max(num_frames - 1, 1)
         if backdrop is None or any(clip.pan):
             backdrop = _background(clip, x - clip.pan[0] * phase, y - clip.pan[1] * phase, height, width)
         cx, cy = position(clip, phase, width / height)
-        cover = _coverage(_distance(clip.shape, (x - cx) / clip.radius, (y - cy) / clip.radius) * clip.radius, height)
-        frames[index] = ((backdrop + (color - backdrop) * cover[..., None]) * 255 + 0.5).astype(np.uint8)
+        cover = _coverage(
+            _distance(clip.shape, (x - cx) / clip.radius, (y - cy) / clip.radius) * clip.radius, height
+        )
+        frames[index - start] = ((backdrop + (color - backdrop) * cover[..., None]) * 255 + 0.5).astype(
+            np.uint8
+        )
     return frames
 
 
@@ -90,7 +97,9 @@ def position(clip: Clip, phase: float, aspect: float) -> tuple[float, float]:
     return clip.center[0] * aspect + step[0] * offset, clip.center[1] + step[1] * offset
 
 
-def dataset(seed: int, count: int, num_frames: int, height: int, width: int) -> Iterator[tuple[np.ndarray, str]]:
+def dataset(
+    seed: int, count: int, num_frames: int, height: int, width: int
+) -> Iterator[tuple[np.ndarray, str]]:
     """Yield `count` pairs (frames, caption) for the seeds from `seed` upwards."""
     for index in range(seed, seed + count):
         clip = sample_clip(index)

@@ -22,7 +22,7 @@ def gradient(frames: int = 5, height: int = 48, width: int = 64) -> np.ndarray:
 
 def read(path: Path) -> np.ndarray:
     with imageio.get_reader(path, format="FFMPEG") as reader:
-        return np.stack(list(reader))
+        return np.stack(list(reader.iter_data()))
 
 
 def test_written_clip_reads_back(tmp_path: Path) -> None:
@@ -70,7 +70,9 @@ def test_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize(("name", "fps", "said"), [("clip.avi", 8, ".mp4"), ("clip.mp4", 0, "fps 0"), ("clip.mp4", -1, "-1")])
+@pytest.mark.parametrize(
+    ("name", "fps", "said"), [("clip.avi", 8, ".mp4"), ("clip.mp4", 0, "fps 0"), ("clip.mp4", -1, "fps -1")]
+)
 def test_bad_targets_are_refused(tmp_path: Path, name: str, fps: float, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
         write_mp4(gradient(), tmp_path / name, fps)
@@ -86,7 +88,8 @@ def test_to_uint8_rounds_and_refuses() -> None:
     frames = np.array([0.0, 0.5, 1.0]).reshape(1, 1, 1, 3)
     assert to_uint8(frames).flatten().tolist() == [0, 128, 255]
     assert to_uint8(frames + 1e-7).flatten().tolist() == [0, 128, 255]
-    for bad in (np.zeros((2, 4, 4, 4)), np.zeros((0, 4, 4, 3)), np.full((1, 4, 4, 3), np.nan), np.zeros((1, 4, 4, 3), int)):
+    shape = (1, 4, 4, 3)
+    for bad in (np.zeros((2, 4, 4, 4)), np.zeros((0, 4, 4, 3)), np.full(shape, np.nan), np.zeros(shape, int)):
         with pytest.raises(ValueError, match="a clip is"):
             to_uint8(bad)
 

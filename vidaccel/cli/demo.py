@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from vidaccel.cli import options
+from vidaccel.cli.loading import miniature_options
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_folder
 from vidaccel.cli.plan import Density, Json, Set
 
 MINIATURE = "wan"
-BLOCK = 16
-"""Tile size for the miniature's 1,521 tokens: about 95 tiles a row, as many as real models have of 128 tokens."""
 STEPS = 20
 FPS = 16.0
 
@@ -44,18 +43,21 @@ def demo(
 def _demo(folder: Path, prompt: str | None, seed: int, method: str, chosen: dict[str, Any], steps: int,
           repeats: int) -> dict[str, Any]:
     """Run, measure and write everything into `folder`; the record."""
-    from vidaccel import miniature
+    from vidaccel import methods, miniature
     from vidaccel.eval import compare
     from vidaccel.eval.evidence import FILES, comparison_record
     from vidaccel.eval.video import side_by_side, write_mp4
     from vidaccel.report import write_report
 
+    miniature.miniature_path(MINIATURE)
+    chosen = {**miniature_options(method), **chosen}
+    methods.method(method, MINIATURE, **chosen)  # a bad option is an error before anything is loaded
     pipe = miniature.load_miniature(MINIATURE)
     call = {**miniature.generation_defaults(MINIATURE), "num_inference_steps": steps}
     fps = float(call.pop("fps", FPS))
     prompt = prompt or str(call.get("prompt") or miniature.miniatures().PROMPTS[0])
     call.pop("prompt", None)
-    setting = {"method": method, "min_tokens": 0, **_with_block(method, chosen)}
+    setting = {"method": method, "min_tokens": 0, **chosen}
     with progress_bar("loading") as advance:
         seen = compare(pipe, prompt, seed=seed, repeats=repeats, enable_kwargs=setting, generation_kwargs=call,
                        progress=advance)
@@ -71,16 +73,6 @@ def _demo(folder: Path, prompt: str | None, seed: int, method: str, chosen: dict
     return record.to_dict()
 
 
-def _with_block(method: str, chosen: dict[str, Any]) -> dict[str, Any]:
-    """The miniature's tile size, for methods that have one."""
-    import dataclasses
-
-    from vidaccel.methods import METHODS
-
-    fields = {item.name for item in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
-    return {"block": BLOCK, **chosen} if "block" in fields else chosen
-
-
 def _mask_png(summary: Any) -> str | None:
     """The mask of the last sparse call as a base64 picture."""
     from vidaccel.report import mask_picture
@@ -92,12 +84,13 @@ def _mask_png(summary: Any) -> str | None:
 
 def _show(record: dict[str, Any], out: Path) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     timing, metrics, density = record["timing"], record["metrics"], record["density"]
 
     def figure(name: str, pattern: str) -> str:
-        return pattern.format(metrics[name]) if metrics[name] is not None else str(metrics[f"{name}_reason"])
+        return pattern.format(metrics[name]) if metrics[name] is not None else escape(str(metrics[f"{name}_reason"]))
 
     console = Console()
     steps = record["settings"]["num_inference_steps"]
@@ -113,11 +106,11 @@ def _show(record: dict[str, Any], out: Path) -> None:
         table.add_row(name.upper(), "", figure(name, pattern))
     console.print(table)
     sizes = Table(title="counted at real sizes: self-attention of one sparse step (work, not time)")
-    for heading in ("model", "tokens", "video density", "dense PFLOP", "sparse PFLOP", "gain"):
-        sizes.add_column(heading)
+    for heading in ("model", "tokens", "density", "PFLOP", "gain"):
+        sizes.add_column(heading, no_wrap=True)
     for row in record["real_sizes"]:
-        work = (f"{row[f'{kind}_pflop_per_step']:.2f}" for kind in ("dense", "sparse"))
-        sizes.add_row(row["model"], f"{row['tokens']:,}", f"{row['video_density']:.3f}", *work,
+        work = f"{row['dense_pflop_per_step']:.2f} to {row['sparse_pflop_per_step']:.2f}"
+        sizes.add_row(row["model"], f"{row['tokens']:,}", f"{row['video_density']:.3f}", work,
                       f"{row['counted_attention_gain']:.2f}x")
     if record["real_sizes"]:
         console.print(sizes)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import inspect
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.loading import load
+from vidaccel.cli.loading import Model, dtype_and_device, identify, miniature_options
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set
 
 DENSE = "dense"
+FPS = 16.0
+"""Of the file, where neither the user nor the model says: Wan's own."""
 
 
 def generate(
@@ -49,7 +52,7 @@ def generate(
     call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
             "num_frames": frames, "guidance_scale": guidance, "image": image, "last_image": last_image}
     with reserved_stdout():
-        setting = _setting(method, density, set_ or [], schedule or [], backend, min_tokens)
+        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens)
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)
@@ -57,30 +60,48 @@ def generate(
         typer.echo(f"{values['file']}: {values['seconds']:.1f} s\n{summary}".rstrip())
 
 
-def _setting(method: str | None, density: float | None, assignments: list[str], schedule: list[str], backend: str,
-             min_tokens: int | None) -> dict[str, Any] | None:
-    """Arguments for `vidaccel.enable`, None for a dense run."""
-    from vidaccel.methods import METHODS
-    from vidaccel.profile import Profile
-    from vidaccel.schedule import Schedule
+@dataclass(frozen=True)
+class _Setting:
+    """What the options say about sparse attention."""
 
-    if method == DENSE:
-        if density is not None or assignments or schedule:
-            raise ValueError("method 'dense' takes no density, no --set and no --schedule")
-        return None
-    name = method
-    if method is not None and method.endswith(".json"):
-        name = Profile.load(method).method
-    elif method is not None and method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose {DENSE}, {', '.join(METHODS)} or a profile (.json)")
-    # A model's own profile, if it has one, is for whatever method it names: radial, the default, unless it says so.
-    chosen = options.method_options(name or "radial", assignments, density=density)
-    setting = {"method": method, "backend": backend, "min_tokens": min_tokens, **chosen}
-    fields = options.parse(schedule, Schedule, "a schedule")
-    return {**setting, "schedule": Schedule.of(fields)} if fields else setting
+    method: str | None
+    density: float | None
+    assignments: list[str]
+    schedule: list[str]
+    backend: str
+    min_tokens: int | None
+
+    def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
+        """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run."""
+        from vidaccel import kernels, methods, profile
+        from vidaccel.schedule import Schedule
+
+        if self.method == DENSE:
+            if self.density is not None or self.assignments or self.schedule:
+                raise ValueError("method 'dense' takes no --density, no --set and no --schedule")
+            return None
+        if self.backend != "auto":
+            kernels.backend(self.backend)
+        is_profile = self.method is not None and self.method.endswith(".json")
+        found = profile.Profile.load(str(self.method)) if is_profile else None
+        if self.method is None:
+            found = profile.find(model.path)
+        name = found.method if found else self.method or "radial"
+        if name not in methods.METHODS:
+            known = ", ".join((DENSE, *methods.METHODS))
+            raise ValueError(f"unknown method {name!r}; choose {known} or a profile ending in .json")
+        chosen = options.method_options(name, self.assignments, density=self.density)
+        min_tokens = self.min_tokens
+        if model.is_miniature and found is None:
+            chosen = {**miniature_options(name), **chosen}
+            min_tokens = min_tokens or 0
+        methods.method(name, model.family, **{**(found.options if found else {}), **chosen})
+        fields = options.parse(self.schedule, Schedule, "a schedule")
+        schedule = {"schedule": Schedule.of(fields)} if fields else {}
+        return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, **chosen, **schedule}
 
 
-def _generate(model: str, prompt: str, out: Path, setting: dict[str, Any] | None, call: dict[str, Any], seed: int,
+def _generate(model: str, prompt: str, out: Path, setting: _Setting, call: dict[str, Any], seed: int,
               fps: float | None, dtype: str | None, device: str | None) -> tuple[dict[str, Any], str]:
     """Load, run and write; the JSON-ready result, and the session's summary as text."""
     import torch
@@ -90,23 +111,29 @@ def _generate(model: str, prompt: str, out: Path, setting: dict[str, Any] | None
 
     if out.suffix.lower() != ".mp4":
         raise ValueError(f"--out {str(out)!r} does not end in .mp4")
+    if fps is not None and not 0 < fps < 1000:
+        raise ValueError(f"--fps {fps} is not a number of frames per second between 0 and 1000")
     images = {name: _image(path) for name, path in call.items() if isinstance(path, Path)}
     with staged_file(out) as part:
-        pipe, defaults = load(model, dtype, device)
-        if setting is not None:
-            vidaccel.enable(pipe, **setting)
+        precision, place = dtype_and_device(dtype, device)
+        known = identify(model)
+        enable_kwargs = setting.enable_kwargs(known)
+        pipe = known.load(precision, place)
+        if enable_kwargs is not None:
+            vidaccel.enable(pipe, **enable_kwargs)
+        defaults = known.defaults()
         kwargs = _call_kwargs(pipe, {**defaults, **{k: v for k, v in call.items() if v is not None}, **images})
-        rate = float(fps if fps is not None else defaults.get("fps", 16))
-        start = time.perf_counter()
+        rate = float(fps if fps is not None else defaults.get("fps", FPS))
         noise = torch.Generator("cpu").manual_seed(seed)
+        start = time.perf_counter()
         result = _run(pipe, prompt=prompt, output_type="np", generator=noise, **kwargs)
         seconds = time.perf_counter() - start
         write_mp4(result.frames[0], part, rate)
-    summary = vidaccel.summary(pipe) if setting is not None else None
+    summary = vidaccel.summary(pipe) if enable_kwargs is not None else None
     plain = {name: item for name, item in kwargs.items() if name not in images}
     values = {
         "kind": "generate", "model": model, "pipeline": type(pipe).__name__, "prompt": prompt, "seed": seed,
-        "settings": {**plain, "fps": rate, "dtype": str(pipe.dtype).removeprefix("torch."), "device": str(pipe.device)},
+        "settings": {**plain, "fps": rate, "dtype": precision, "device": str(pipe.device)},
         "seconds": seconds, "sparse": summary.to_dict() if summary else None, "file": str(out),
     }  # fmt: skip
     return values, str(summary or "")

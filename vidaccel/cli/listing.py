@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from vidaccel.cli.loading import usual_dtype
+from vidaccel.cli.loading import DTYPES, usual_dtype
 from vidaccel.cli.output import print_json, reserved_stdout
 from vidaccel.cli.plan import Json
 
@@ -47,7 +47,7 @@ def _backends(device: str) -> dict[str, Any]:
 
     from vidaccel import kernels
 
-    query = torch.empty(1, 1, 1, 128, device=device, dtype=usual_dtype(device))
+    query = torch.empty(1, 1, 1, 128, device=device, dtype=getattr(torch, DTYPES[usual_dtype(device)]))
     found: dict[str, Any] = {}
     for name in kernels.BACKENDS:
         try:

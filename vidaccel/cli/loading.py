@@ -2,20 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def load(model: str, dtype: str | None, device: str | None) -> tuple[Any, dict[str, Any]]:
-    """The pipeline on its device, and a miniature's defaults for the call.
+BLOCK = 16
+"""Tile size for a miniature's 1,500 tokens: about 95 tiles a row, as many as real models have of 128 tokens or more."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A supported model of which nothing but the index is read yet.
+
+    Args:
+        name: as given by the user.
+        path: a folder or repository id for `from_pretrained`.
+        family: name of its transformer's family.
+    """
+
+    name: str
+    path: str
+    family: str
+
+    @property
+    def is_miniature(self) -> bool:
+        """Whether it was named as one."""
+        from vidaccel import miniature
+
+        return self.name.startswith(miniature.PREFIX)
+
+    def defaults(self) -> dict[str, Any]:
+        """Arguments of the call that a miniature was made for; none of other models."""
+        from vidaccel import miniature
+
+        return miniature.generation_defaults(self.name.removeprefix(miniature.PREFIX)) if self.is_miniature else {}
+
+    def load(self, dtype: str, device: str) -> Any:
+        """The pipeline, on its device.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        import torch
+
+        from vidaccel import miniature
+
+        return miniature.load_pipeline(self.path, getattr(torch, dtype)).to(device)
+
+
+def identify(name: str) -> Model:
+    """The model behind ``--model``.
 
     Raises:
-        ValueError: a model, dtype or device that is none, or a pipeline that is not supported.
+        ValueError: there is none, or its transformer belongs to no family of ours.
+    """
+    from vidaccel import miniature
+    from vidaccel.pipelines import families
+
+    path = miniature.resolve_model(name)
+    index = miniature.model_index(path)
+    listed = index.get("transformer")
+    transformer = listed[1] if isinstance(listed, (list, tuple)) and len(listed) > 1 else None
+    for family in families().values():
+        if transformer in family.transformers:
+            return Model(name, path, family.name)
+    has = f"the transformer {transformer}" if transformer else "no transformer"
+    supported = ", ".join(each for family in families().values() for each in family.transformers)
+    raise ValueError(f"model {name!r} is a {index.get('_class_name')} with {has}; vidaccel supports pipelines with "
+                     f"{supported}")
+
+
+def dtype_and_device(dtype: str | None, device: str | None) -> tuple[str, str]:
+    """Names of the dtype and device to use, by default the GPU, if there is one, and its usual dtype.
+
+    Raises:
+        ValueError: no such dtype, or a device that is not here.
     """
     import torch
-
-    from vidaccel import miniature
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -24,28 +89,19 @@ def load(model: str, dtype: str | None, device: str | None) -> tuple[Any, dict[s
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
-    path = miniature.resolve_model(model)
-    _check_supported(model, miniature.model_index(path))
-    pipe = miniature.load_pipeline(path, getattr(torch, DTYPES[dtype]) if dtype else usual_dtype(device)).to(device)
-    is_miniature = model.startswith(miniature.PREFIX)
-    return pipe, miniature.generation_defaults(model.removeprefix(miniature.PREFIX)) if is_miniature else {}
+    return DTYPES[dtype or usual_dtype(device)], device
 
 
-def usual_dtype(device: str) -> Any:
+def usual_dtype(device: str) -> str:
     """bf16 on a GPU, fp32 on a CPU, where half-precision convolutions are tens of times slower."""
-    import torch
-
-    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return "fp32" if device.startswith("cpu") else "bf16"
 
 
-def _check_supported(model: str, index: dict[str, Any]) -> None:
-    """Whether the pipeline that a model's index describes has a transformer of a family of ours."""
-    from vidaccel.pipelines import families
+def miniature_options(method: str) -> dict[str, Any]:
+    """Options that a method needs to be sparse on so few tokens."""
+    import dataclasses
 
-    supported = [name for family in families().values() for name in family.transformers]
-    listed = index.get("transformer")
-    transformer = listed[1] if isinstance(listed, list) and len(listed) > 1 else None
-    if transformer not in supported:
-        has = f"the transformer {transformer}" if transformer else "no transformer"
-        raise ValueError(f"model {model!r} is a {index.get('_class_name')} with {has}; vidaccel supports pipelines "
-                         f"with {', '.join(supported)}")
+    from vidaccel.methods import METHODS
+
+    fields = {item.name for item in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
+    return {"block": BLOCK} if "block" in fields else {}

@@ -57,14 +57,26 @@ def print_json(values: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error; call it with what runs, steps done and all steps."""
+    """A bar on standard error; call it with what runs, steps done and all steps.
+
+    Where standard error is no terminal, a line for each change of what runs.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda label, done, total: bar.update(task, description=label, completed=done, total=total)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task, last = bar.add_task(what, total=None), None
+
+        def advance(label: str, done: int, total: int) -> None:
+            nonlocal last
+            if not console.is_terminal and label != last:
+                console.print(f"{label}: step {done} of {total}", markup=False, highlight=False)
+            last = label
+            bar.update(task, description=label, completed=done, total=total)
+
+        yield advance
 
 
 @contextlib.contextmanager

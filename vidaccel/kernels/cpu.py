@@ -12,7 +12,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vidaccel.kernels.cpu_batches import Call, Gathered, Window, program
+from vidaccel.kernels.cpu_batches import Gathered, Window, program
+from vidaccel.kernels.cpu_patterns import Call
 from vidaccel.plan import BlockMask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -54,10 +55,13 @@ def attention(
     out = Rows(new(batch, queries, heads, head_dim))
     lse = Rows(query.new_full((batch, queries, heads, 1), float("-inf"), dtype=torch.float32))
     inputs = [Rows(each if each.stride(-1) == 1 else each.contiguous()) for each in (query, key, value)]
+    # The operator takes an fp32 bias for the short types, and only its own type for fp64.
+    biases = torch.empty(plan.bias_elements, dtype=torch.promote_types(query.dtype, torch.float32))
+    scratch = [query.new_empty(plan.gathered * head_dim) for _ in inputs]
     for part in plan.parts:
-        rows, keys, values = (_read(each, part, index) for index, each in enumerate(inputs))
-        bias = None if part.bias is None else part.bias.per_row(query.dtype)
-        # The operator behind scaled_dot_product_attention on a CPU: only it returns the log-sum-exp.
+        rows, keys, values = (_read(inputs[index], part, index, scratch[index]) for index in range(3))
+        bias = None if part.bias is None else part.bias.per_row(biases)
+        # What scaled_dot_product_attention runs on a CPU; called directly, since only so it returns the log-sum-exp.
         result, result_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
         )
@@ -91,14 +95,16 @@ class Rows:
         return tensor.as_strided(size, (part.step * token, token, head, element))
 
 
-def _read(rows: Rows, part: Window | Gathered, index: int) -> Tensor:
+def _read(rows: Rows, part: Window | Gathered, index: int, scratch: Tensor) -> Tensor:
     """The part's queries (index 0), keys or values: ``[count, heads, length, head_dim]``."""
     if isinstance(part, Window):
         start, length = (part.row_start, part.rows) if index == 0 else (part.key_start, part.keys)
         return rows.windows(part, start, length).transpose(1, 2)
-    numbers = part.keys if index else part.rows
-    picked = (rows.whole if part.whole else rows.single).index_select(0, numbers.flatten())
-    return picked.view(*numbers.shape, *picked.shape[1:]).transpose(1, 2)
+    source, numbers = rows.whole if part.whole else rows.single, part.keys if index else part.rows
+    # One buffer for all parts: fresh memory for each costs several times the gather, in page faults.
+    picked = scratch[: numbers.numel() * source[0].numel()].view(-1, *source.shape[1:])
+    torch.index_select(source, 0, numbers.flatten(), out=picked)
+    return picked.view(*numbers.shape, *source.shape[1:]).transpose(1, 2)
 
 
 def _write(rows: Rows, part: Window | Gathered, result: Tensor) -> None:

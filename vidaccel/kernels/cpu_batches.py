@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from vidaccel.kernels.cpu_spans import HIDDEN, Shape, TileKeys, spans
+from vidaccel.kernels.cpu_patterns import HIDDEN, Call, TileKeys, owners
+from vidaccel.kernels.cpu_spans import MAX_BIAS, Shape, spans
 from vidaccel.plan import BlockMask
 
 KEPT_PROGRAMS = 8
@@ -28,17 +30,6 @@ ALONE = 1 << 19
 
 
 @dataclass(frozen=True)
-class Call:
-    """What a program depends on beside the mask: the shape of the call and the valid keys of each batch row."""
-
-    batch: int
-    heads: int
-    head_dim: int
-    element_size: int
-    lengths: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
 class Bias:
     """What hides keys from rows: fp32 ``[count, tiles, keys]``, or ``[count, 1, keys]`` with `tile` 0 for all rows."""
 
@@ -46,12 +37,18 @@ class Bias:
     tile: int
     rows: int
 
-    def per_row(self, dtype: torch.dtype) -> Tensor:
-        """As the operator adds it to the scores: ``[count, 1, rows or 1, keys]``."""
-        values = self.values.double() if dtype == torch.float64 else self.values
-        if self.tile:
-            values = values.repeat_interleave(self.tile, dim=1)[:, : self.rows]
-        return values[:, None]
+    @property
+    def elements(self) -> int:
+        """What `per_row` needs of its scratch buffer."""
+        return self.values.numel() * self.tile
+
+    def per_row(self, scratch: Tensor) -> Tensor:
+        """As the operator adds it to the scores, in the scratch buffer's type: ``[count, 1, rows or 1, keys]``."""
+        if not self.tile:
+            return self.values.to(scratch.dtype)[:, None]
+        count, tiles, keys = self.values.shape
+        wide = scratch[: self.elements].view(count, tiles, self.tile, keys).copy_(self.values[:, :, None])
+        return wide.view(count, 1, tiles * self.tile, keys)[:, :, : self.rows]
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,19 @@ class Program:
 
     parts: tuple[Window | Gathered, ...]
     covers_all: bool
+    heads: int
+
+    @cached_property
+    def gathered(self) -> int:
+        """Rows of one head that the largest gather of queries, keys or values picks."""
+        parts = (part for part in self.parts if isinstance(part, Gathered))
+        return max((max(part.rows.numel(), part.keys.numel()) * (self.heads if part.whole else 1) for part in parts),
+                   default=0)
+
+    @cached_property
+    def bias_elements(self) -> int:
+        """Elements of the largest bias, expanded to rows."""
+        return max((part.bias.elements for part in self.parts if part.bias), default=0)
 
 
 @dataclass(frozen=True)
@@ -103,7 +113,13 @@ class Run:
 
     @property
     def length(self) -> int:
+        """Keys of the run."""
         return len(self.keys)
+
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs that it computes in a head."""
+        return self.rows * self.length
 
 
 _programs: weakref.WeakKeyDictionary[BlockMask, dict[Call, Program]] = weakref.WeakKeyDictionary()
@@ -126,45 +142,53 @@ def program(mask: BlockMask, call: Call) -> Program:
 
 
 def _plan(mask: BlockMask, call: Call) -> Program:
-    windows, loose, covers_all = defaultdict(list), defaultdict(list), True
-    for (pattern, length), owners in _shared(mask, call).items():
-        tiles = TileKeys.of(mask, pattern, length)
+    runs, covers_all = [], True
+    for group in owners(mask, call):
+        tiles = TileKeys.of(mask, group.pattern, group.valid_keys)
         covers_all &= bool(tiles.kept.any(dim=1).all())
-        lanes = call.heads if owners[0][1] is None else 1
-        shape = Shape(lanes, call.head_dim, call.element_size)
+        shape = Shape(call.heads if group.heads is None else 1, call.head_dim, call.element_size)
         for first, last in spans(tiles, mask.query_block, mask.queries, shape):
-            start = first * mask.query_block
-            rows = min(last * mask.query_block, mask.queries) - start
+            start, stop = first * mask.query_block, min(last * mask.query_block, mask.queries)
             keys, bias = tiles.union(first, last)
-            runs = [Run(batch, head, start, rows, keys, bias) for batch, head in owners]
-            biased = bias is not None
-            if isinstance(keys, range):
-                for run in runs:
-                    windows[run.batch, run.head, rows, run.length, biased].append(run)
+            runs += [Run(row, head, start, stop - start, keys, bias)
+                     for row, head in zip(group.rows, group.heads or (None,) * len(group.rows), strict=True)]
+    return Program(tuple(_parts(runs, mask, call)), covers_all, call.heads)
+
+
+def _parts(runs: list[Run], mask: BlockMask, call: Call) -> Iterator[Window | Gathered]:
+    """Put runs into calls: on views of the keys where that makes few calls, else gathered together."""
+    contiguous, loose = defaultdict(list), defaultdict(list)
+    for run in runs:
+        if isinstance(run.keys, range):
+            contiguous[run.batch, run.head, run.rows, run.length, run.bias is None].append(run)
+        else:
+            loose[run.head is None, run.rows, run.bias is None].append(run)
+    for alike in contiguous.values():
+        for series in _series(alike):
+            lanes = call.heads if series[0].head is None else 1
+            if len(series) > 1 or series[0].pairs * lanes >= ALONE:
+                yield _window(series, mask.query_block)
             else:
-                loose[runs[0].head is None, rows, biased].extend(runs)
-    parts: list[Window | Gathered] = []
-    for (_, head, rows, _, biased), runs in windows.items():
-        for series in _series(runs):
-            if len(series) > 1 or rows * runs[0].length * (call.heads if head is None else 1) >= ALONE:
-                parts.append(_window(series, mask.query_block))
-            else:
-                loose[head is None, rows, biased].extend(series)
-    for (whole, _, _), runs in loose.items():
+                loose[series[0].head is None, series[0].rows, series[0].bias is None] += series
+    for (whole, _, _), alike in loose.items():
         width = call.head_dim * (call.heads if whole else 1)
-        parts += [_gathered(group, mask, call.heads) for group in _groups(runs, 2 * width * call.element_size)]
-    return Program(tuple(parts), covers_all)
+        for group in _groups(alike, 2 * width * call.element_size):
+            yield _gathered(group, mask, call.heads)
 
 
 def _series(runs: list[Run]) -> Iterator[list[Run]]:
     """Cut runs, sorted by their rows, into longest series whose rows and keys advance by the same step."""
     series: list[Run] = []
     for run in runs:
-        if series and not _continues(series, run):
+        if series and not (_continues(series, run) and _bias_fits(series, run)):
             yield series
             series = []
         series.append(run)
     yield series
+
+
+def _bias_fits(runs: list[Run], run: Run) -> bool:
+    return run.bias is None or (len(runs) + 1) * run.pairs <= MAX_BIAS
 
 
 def _continues(series: list[Run], run: Run) -> bool:
@@ -198,7 +222,7 @@ def _groups(runs: list[Run], key_bytes: int) -> Iterator[list[Run]]:
     """Cut runs of equal rows into groups of nearly equal keys whose gathered bytes stay small."""
     group: list[Run] = []
     for run in sorted(runs, key=lambda run: run.length):
-        fits = group and run.length <= PADDING * group[0].length
+        fits = group and run.length <= PADDING * group[0].length and _bias_fits(group, run)
         if group and not (fits and (len(group) + 1) * run.length * key_bytes <= GATHER_BYTES):
             yield group
             group = []
@@ -223,29 +247,3 @@ def _numbers(positions: Tensor, run: Run, tokens: int, heads: int) -> Tensor:
     """Row numbers of token positions, of all heads together or of one."""
     rows = positions + run.batch * tokens
     return rows if run.head is None else rows * heads + run.head
-
-
-def _shared(mask: BlockMask, call: Call) -> dict[tuple[int, int], list[tuple[int, int | None]]]:
-    """Who computes what: for each (pattern, valid keys) the (batch row, head), head None for all of a row."""
-    first_like = _first_like(mask)
-    owners: defaultdict[tuple[int, int], list[tuple[int, int | None]]] = defaultdict(list)
-    for row, length in enumerate(call.lengths or (mask.keys,) * call.batch):
-        valid = min(max(length, 0), mask.keys)
-        patterns = [first_like[(row * call.heads + head) % mask.patterns] for head in range(call.heads)]
-        together: Iterable[int | None] = range(call.heads)
-        if len(set(patterns)) == 1:
-            together = (None,)
-        for head in together:
-            owners[patterns[head or 0], valid].append((row, head))
-    return owners
-
-
-def _first_like(mask: BlockMask) -> list[int]:
-    """For each pattern the first one that is equal to it."""
-    starts = mask.offsets[:, 0].tolist()
-    seen: dict[tuple[bytes, bytes], int] = {}
-    result = []
-    for pattern, (start, stop) in enumerate(zip(starts, [*starts[1:], len(mask.ranges)], strict=True)):
-        counts = (mask.offsets[pattern] - start).numpy().tobytes()
-        result.append(seen.setdefault((counts, mask.ranges[start:stop].numpy().tobytes()), pattern))
-    return result

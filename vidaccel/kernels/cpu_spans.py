@@ -13,25 +13,22 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from vidaccel.plan import BlockMask
+from vidaccel.kernels.cpu_patterns import TileKeys
 
-HIDDEN = -1e30
-"""Bias of a pair that is not attended. Finite, since a block of rows that sees only -inf first is NaN in some versions;
-every row of a run has a key, so that these weights end as exact zeros."""
-MAX_BIAS = 1 << 22
-"""Elements that the bias of one run may have: 16 MiB."""
+MAX_BIAS = 1 << 20
+"""Elements that the bias of one run may have (4 MiB): one that leaves the cache costs three times as much to add."""
 
-# Measured on 2 threads of a Zen 5 EPYC, fp32, 4 heads of 64; only their relation matters.
-RUN_US = 12.0
+# Measured as processor time of one thread on a Zen 5 EPYC, fp32, 4 heads of 64; only their relation matters.
+RUN_US = 10.0
 """Fixed cost of a run: its entry in a call, the copy of its output."""
-GATHER_BYTES_PER_US = 15_000.0
+GATHER_BYTES_PER_US = 44_000.0
 """Gathering keys and values that are not contiguous."""
-BIAS_PER_US = 4_000.0
-"""Elements of a bias that are expanded and added."""
-FLOP_PER_US = 200_000.0
-"""In large products."""
-RATES = ((768, 1.0), (192, 0.92), (32, 0.83), (0, 0.7))
-"""From how many query rows on which share of that is reached: the operator cuts 256, 64 or 32 rows at a time."""
+EXPAND_PER_US = 15_000.0
+ADD_PER_US = 6_000.0
+"""Elements of a bias that are expanded to rows, and added in one head."""
+FLOP_PER_US = 95_000.0
+RATES = ((768, 1.0), (192, 0.97), (128, 0.9), (32, 0.85), (0, 0.66))
+"""In large products, and from how many query rows on which share of that is reached."""
 
 
 @dataclass(frozen=True)
@@ -41,53 +38,6 @@ class Shape:
     lanes: int
     head_dim: int
     element_size: int
-
-
-@dataclass(frozen=True)
-class TileKeys:
-    """The keys of every tile of one pattern, over the intervals between all ends of its ranges.
-
-    Args:
-        edges: sorted key positions, int64 ``[intervals + 1]``.
-        kept: bool ``[tiles, intervals]``; within an interval a tile sees all keys or none.
-    """
-
-    edges: Tensor
-    kept: Tensor
-
-    @classmethod
-    def of(cls, mask: BlockMask, pattern: int, length: int) -> TileKeys:
-        """The keys below `length` of a pattern of `mask`."""
-        offsets = mask.offsets[pattern].long()
-        ranges = mask.ranges[offsets[0] : offsets[-1]].long().clamp(max=length)
-        tile = torch.repeat_interleave(offsets.diff())
-        valid = ranges[:, 0] < ranges[:, 1]
-        edges, position = ranges[valid].unique(return_inverse=True)
-        edge_steps = torch.zeros(mask.tiles, max(len(edges), 1), dtype=torch.int8)
-        one = torch.ones(len(position), dtype=torch.int8)
-        edge_steps.index_put_((tile[valid], position[:, 0]), one, accumulate=True)
-        edge_steps.index_put_((tile[valid], position[:, 1]), -one, accumulate=True)
-        return cls(edges, edge_steps.cumsum(1, dtype=torch.int8)[:, :-1].bool())
-
-    @property
-    def widths(self) -> Tensor:
-        """Keys in each interval."""
-        return self.edges.diff()
-
-    def union(self, first: int, last: int) -> tuple[range | Tensor, Tensor | None]:
-        """The keys that any tile of ``[first, last)`` sees, and the bias per tile that hides those others see."""
-        kept = self.kept[first:last]
-        seen = kept.any(dim=0).nonzero().flatten()
-        starts, widths = self.edges[seen], self.widths[seen]
-        bias = None
-        if not bool(kept[:, seen].all()):
-            bias = torch.zeros(kept[:, seen].shape).masked_fill_(~kept[:, seen], HIDDEN)
-            bias = bias.repeat_interleave(widths, dim=1)
-        start, stop, count = int(starts[0]), int(starts[-1] + widths[-1]), int(widths.sum())
-        if stop - start == count:
-            return range(start, stop), bias
-        within = torch.arange(count) - torch.repeat_interleave(widths.cumsum(0) - widths, widths)
-        return torch.repeat_interleave(starts, widths) + within, bias
 
 
 def spans(tiles: TileKeys, tile: int, queries: int, shape: Shape) -> list[tuple[int, int]]:
@@ -149,5 +99,6 @@ def _cost(rows: Tensor, keys: Tensor, gathered: Tensor, biased: Tensor, shape: S
     compute = 4.0 * shape.lanes * shape.head_dim * rows * keys / (FLOP_PER_US * rate)
     gather = 2 * shape.lanes * shape.head_dim * shape.element_size * keys / GATHER_BYTES_PER_US
     elements = rows * keys
-    bias = torch.where(elements > MAX_BIAS, float("inf"), elements / BIAS_PER_US)
+    bias = elements / EXPAND_PER_US + elements * shape.lanes / ADD_PER_US
+    bias = torch.where(elements > MAX_BIAS, float("inf"), bias)
     return RUN_US + compute + gather * gathered + torch.where(biased, bias, 0.0)
