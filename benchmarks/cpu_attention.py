@@ -1,6 +1,6 @@
 """The cpu backend against dense scaled_dot_product_attention, call for call, in turns.
 
-    python benchmarks/cpu_attention.py [--threads 2] [--repeats 15] [--only NAME]
+    python benchmarks/cpu_attention.py [--threads 2] [--repeats 9] [--only NAME]
 
 Appends one JSON line per case to benchmarks/results/cpu_attention.jsonl. `speedup` is dense over sparse time, of the
 medians; the first sparse call, which also plans, is `first_call_ms`. Under load the medians of short calls measure the
@@ -145,7 +145,7 @@ def main() -> None:
     """Measure all cases, or those whose name contains `--only`, and record them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--only", default="", help="part of a case's name")
     options = parser.parse_args()
     names = [name for name in CASES if options.only in name]

@@ -77,6 +77,11 @@ def test_profile_sets_everything_and_options_override(pipe, tmp_path):
             assert session.min_tokens == 77 and session.schedule == vidaccel.Schedule(dense_first_steps=3)
 
 
+def test_a_density_replaces_a_profiles_decay(pipe):
+    with vidaccel.enable(pipe, Profile("radial", {"decay": 0.5, "block": 32}), density=0.4) as session:
+        assert session.method == vidaccel.METHODS["radial"](density=0.4, block=32)
+
+
 def test_bare_call_takes_radial_with_the_familys_defaults_and_i2v_its_own_schedule(pipe):
     with vidaccel.enable(pipe) as session:
         assert session.method == vidaccel.METHODS["radial"](decay=0.2)

@@ -11,7 +11,7 @@ from torch import nn
 
 from vidaccel import kernels
 from vidaccel import profile as profiles
-from vidaccel.methods import METHODS, Method
+from vidaccel.methods import METHODS, Method, named
 from vidaccel.methods import method as make_method
 from vidaccel.pipelines import experts, family_of
 from vidaccel.profile import Profile
@@ -123,7 +123,8 @@ def _method(method: Any, profile: Profile | None, family: str, options: dict[str
             raise ValueError(f"options ({', '.join(options)}) go with a method's name; {method!r} has its own")
         return method
     if profile is not None:
-        return make_method(profile.method, family, **{**profile.options, **options})
+        cls = named(profile.method)
+        return cls.for_family(family, **cls.merged(profile.options, options))
     if method is not None and not isinstance(method, str):
         raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
     return make_method(method or "radial", family, **options)

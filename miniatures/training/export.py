@@ -26,6 +26,13 @@ DEFAULTS = {
     "guidance_scale": 3.0, "max_sequence_length": MAX_TOKENS,
 }  # fmt: skip
 
+# What `enable_sparse_attention()` does on this model: 16-token blocks give its 1,521 tokens as many blocks
+# as a real model has.
+PROFILE = {
+    "format": 1, "method": "radial", "options": {"block": 16}, "min_tokens": 0,
+    "source": "16-token blocks, in proportion to the token grid; of the settings tried, the fastest on a CPU",
+}  # fmt: skip
+
 
 def assemble(work: Path) -> tuple[WanPipeline, dict]:
     """The pipeline with the averaged transformer of RUN, in float16, and the facts of its training."""
@@ -65,6 +72,7 @@ def export(work: Path, target: Path) -> None:
     pipeline.save_pretrained(fresh)
     rename_tokenizer(fresh)
     (fresh / "generation.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    (fresh / "vidaccel.json").write_text(json.dumps(PROFILE, indent=2) + "\n")
     facts["autoencoder"] = json.loads((work / "vae_facts.json").read_text())
     (fresh / "training.json").write_text(json.dumps(facts, indent=2) + "\n")
     shutil.rmtree(old, ignore_errors=True)

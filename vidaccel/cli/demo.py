@@ -49,8 +49,7 @@ def _demo(folder: Path, prompt: str | None, seed: int, method: str, chosen: dict
     from vidaccel.eval.video import side_by_side, write_mp4
     from vidaccel.report import write_report
 
-    miniature.miniature_path(MINIATURE)
-    chosen = {**miniature_options(method), **chosen}
+    chosen = miniature_options(str(miniature.miniature_path(MINIATURE)), method, chosen)
     methods.method(method, MINIATURE, **chosen)  # a bad option is an error before anything is loaded
     pipe = miniature.load_miniature(MINIATURE)
     call = {**miniature.generation_defaults(MINIATURE), "num_inference_steps": steps}

@@ -93,9 +93,10 @@ class _Setting:
         chosen = options.method_options(name, self.assignments, density=self.density)
         min_tokens = self.min_tokens
         if model.is_miniature and found is None:
-            chosen = {**miniature_options(name), **chosen}
+            chosen = miniature_options(model.path, name, chosen)
             min_tokens = min_tokens or 0
-        methods.method(name, model.family, **{**(found.options if found else {}), **chosen})
+        cls = methods.named(name)
+        cls.for_family(model.family, **cls.merged(found.options if found else {}, chosen))
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
         return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, **chosen, **schedule}

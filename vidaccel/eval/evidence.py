@@ -58,5 +58,5 @@ def _notes(pipe: Any, model: dict[str, Any], layout: dict[str, int] | None) -> l
     tokens = TokenLayout(**layout).tokens
     transformer = next(iter(experts(pipe).values()))
     share = attention_share(transformer, tokens, model["layers"], model["heads"], model["head_dim"])
-    return [f"self-attention is about {share:.0%} of this transformer's counted work at {tokens:,} tokens: a step without "
-            f"any would still have about {1 - share:.0%} of it", counted]
+    return [f"self-attention is about {share:.0%} of this transformer's counted work at {tokens:,} tokens: a step "
+            f"without any would still have about {1 - share:.0%} of it", counted]

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vidaccel.kernels.cpu_batches import Gathered, Window, program
+from vidaccel.kernels.cpu_bias import array
 from vidaccel.kernels.cpu_patterns import Call
 from vidaccel.plan import BlockMask
 
@@ -41,7 +43,7 @@ def attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the pairs that `mask` keeps; see `vidaccel.kernels.attention`.
 
-    The first call with a mask cuts it up (about 10 ms per thousand tiles and pattern); later ones with the same shapes
+    The first call with a mask cuts it up (milliseconds per hundred tiles and pattern); later ones with the same shapes
     and `key_lengths` reuse that for as long as the mask lives. Extra memory is a few MB of gathered keys and values.
 
     Raises:
@@ -53,7 +55,7 @@ def attention(
     # A row without keys is in no part: its output is zero and its log-sum-exp -inf, by convention.
     new = query.new_empty if plan.covers_all else query.new_zeros
     out = Rows(new(batch, queries, heads, head_dim))
-    lse = Rows(query.new_full((batch, queries, heads, 1), float("-inf"), dtype=torch.float32))
+    lse = Rows(query.new_full((batch, queries, heads, 1), float("-inf"), dtype=torch.float32)) if return_lse else None
     inputs = [Rows(each if each.stride(-1) == 1 else each.contiguous()) for each in (query, key, value)]
     # The operator takes an fp32 bias for the short types, and only its own type for fp64.
     biases = torch.empty(plan.bias_elements, dtype=torch.promote_types(query.dtype, torch.float32))
@@ -66,9 +68,9 @@ def attention(
             rows, keys, values, 0.0, False, attn_mask=bias, scale=scale
         )
         _write(out, part, result.transpose(1, 2))
-        if return_lse:
+        if lse is not None:
             _write(lse, part, result_lse.transpose(1, 2)[..., None].float())
-    return out.tensor, lse.tensor[..., 0].transpose(1, 2).contiguous() if return_lse else None
+    return out.tensor, None if lse is None else lse.tensor[..., 0].transpose(1, 2).contiguous()
 
 
 class Rows:
@@ -103,13 +105,14 @@ def _read(rows: Rows, part: Window | Gathered, index: int, scratch: Tensor) -> T
     source, numbers = rows.whole if part.whole else rows.single, part.keys if index else part.rows
     # One buffer for all parts: fresh memory for each costs several times the gather, in page faults.
     picked = scratch[: numbers.numel() * source[0].numel()].view(-1, *source.shape[1:])
-    torch.index_select(source, 0, numbers.flatten(), out=picked)
-    return picked.view(*numbers.shape, *source.shape[1:]).transpose(1, 2)
+    picked = picked.view(*numbers.shape, *source.shape[1:])
+    np.take(array(source), array(numbers), axis=0, out=array(picked), mode="clip")  # "raise" would copy once more
+    return picked.transpose(1, 2)
 
 
 def _write(rows: Rows, part: Window | Gathered, result: Tensor) -> None:
     """Put ``[count, length, heads, width]`` where the part's queries are; `rows` is contiguous."""
     if isinstance(part, Window):
-        rows.windows(part, part.row_start, part.rows).copy_(result)
+        np.copyto(array(rows.windows(part, part.row_start, part.rows)), array(result))
     else:
-        (rows.whole if part.whole else rows.single).index_copy_(0, part.rows.flatten(), result.flatten(0, 1))
+        array(rows.whole if part.whole else rows.single)[array(part.rows)] = array(result)

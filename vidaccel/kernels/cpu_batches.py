@@ -15,7 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vidaccel.kernels.cpu_patterns import HIDDEN, Call, TileKeys, owners
+from vidaccel.kernels.cpu_bias import HIDDEN, Bias
+from vidaccel.kernels.cpu_patterns import Call, TileKeys, owners
 from vidaccel.kernels.cpu_spans import MAX_BIAS, Shape, spans
 from vidaccel.plan import BlockMask
 
@@ -27,28 +28,6 @@ PADDING = 1.1
 """Runs whose numbers of keys differ by at most this factor may share a call; the shorter are padded."""
 ALONE = 1 << 19
 """Pairs times lanes from which a run on contiguous keys is better a call of its own than gathered into a shared one."""
-
-
-@dataclass(frozen=True)
-class Bias:
-    """What hides keys from rows: fp32 ``[count, tiles, keys]``, or ``[count, 1, keys]`` with `tile` 0 for all rows."""
-
-    values: Tensor
-    tile: int
-    rows: int
-
-    @property
-    def elements(self) -> int:
-        """What `per_row` needs of its scratch buffer."""
-        return self.values.numel() * self.tile
-
-    def per_row(self, scratch: Tensor) -> Tensor:
-        """As the operator adds it to the scores, in the scratch buffer's type: ``[count, 1, rows or 1, keys]``."""
-        if not self.tile:
-            return self.values.to(scratch.dtype)[:, None]
-        count, tiles, keys = self.values.shape
-        wide = scratch[: self.elements].view(count, tiles, self.tile, keys).copy_(self.values[:, :, None])
-        return wide.view(count, 1, tiles * self.tile, keys)[:, :, : self.rows]
 
 
 @dataclass(frozen=True)

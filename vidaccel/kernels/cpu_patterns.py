@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidaccel.kernels.cpu_bias import HIDDEN
 from vidaccel.plan import BlockMask
-
-HIDDEN = -1e30
-"""Bias of a pair that is not attended. Finite, since a block of rows that sees only -inf first is NaN in some versions;
-every row of a run has a key, so that these weights end as exact zeros."""
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,24 @@ METHODS: dict[str, type[Method]] = _find()
 """Every method by its name."""
 
 
+def named(name: str) -> type[Method]:
+    """A method's class.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
+    return METHODS[name]
+
+
 def method(name: str, family: str, **options: Any) -> Method:
     """A method by name, with the defaults of a model family overridden by `options`.
 
     Raises:
         ValueError: no such method or option, or a bad value.
     """
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; choose {', '.join(METHODS)}")
-    return METHODS[name].for_family(family, **options)
+    return named(name).for_family(family, **options)
 
 
-__all__ = ["METHODS", "Method", "method"]
+__all__ = ["METHODS", "Method", "method", "named"]

@@ -26,6 +26,9 @@ class Method(ABC):
     static: ClassVar[bool] = False
     """True where the plan depends on the layout alone: then it is made once per layout and q, k, v are None."""
 
+    alternatives: ClassVar[tuple[str, ...]] = ()
+    """Options of which only one can be given: one that is given replaces another that a profile has."""
+
     @abstractmethod
     def plan(
         self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
@@ -50,6 +53,12 @@ class Method(ABC):
         if unknown:
             raise ValueError(f"method {cls.name!r} has no option {unknown[0]!r}; it has {', '.join(known)}")
         return cls(**{**cls.family_defaults(family), **options})
+
+    @classmethod
+    def merged(cls, profile: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """Options of a profile, overridden by those that the user gives."""
+        replaced = set(cls.alternatives) if set(cls.alternatives) & set(options) else set()
+        return {**{name: value for name, value in profile.items() if name not in replaced}, **options}
 
     @classmethod
     def family_defaults(cls, family: str) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Radial(Method):
     name: ClassVar[str] = "radial"
     paper: ClassVar[str] = "Radial Attention, arXiv 2506.19852"
     static: ClassVar[bool] = True
+    alternatives: ClassVar[tuple[str, ...]] = ("decay", "density")
 
     decay: float | None = None
     density: float | None = None
