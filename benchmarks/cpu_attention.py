@@ -1,10 +1,11 @@
 """The cpu backend against dense scaled_dot_product_attention, call for call, in turns.
 
-    python benchmarks/cpu_attention.py [--threads 2] [--repeats 9] [--only NAME]
+    [OMP_WAIT_POLICY=passive] python benchmarks/cpu_attention.py [--threads 2] [--repeats 9] [--only NAME]
 
 Appends one JSON line per case to benchmarks/results/cpu_attention.jsonl. `speedup` is dense over sparse time, of the
-medians; the first sparse call, which also plans, is `first_call_ms`. Under load the medians of short calls measure the
-scheduler: `cpu_speedup` compares the processor time of the process instead, at one thread a fair measure of the work.
+medians; the first sparse call, which also plans, is `first_call_ms`. `cpu_speedup` compares the processor time of the
+process. On a machine with other work, short calls are slow for a reason of their own: GNU OpenMP threads spin while
+they wait for each other, and keep the core from the one that they wait for. OMP_WAIT_POLICY=passive ends that.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def main() -> None:
     for name in names:
         load = os.getloadavg()[0]
         line = {"benchmark": "cpu_attention", **measure(name, options.repeats), "load_before": load,
+                "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
                 "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **where}  # fmt: skip
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -10,10 +10,10 @@ __version__ = "0.1.0"
 __all__ = ["PROMPTS", "available", "generation_defaults", "path"]
 
 PROMPTS: tuple[str, ...] = (
-    "a red circle moves right over a checkerboard",
-    "a yellow square moves left over stripes",
-    "a blue triangle moves up over a plain background",
     "a green circle moves down over a gradient",
+    "a yellow circle moves up over a plain background",
+    "a red circle moves right over stripes",
+    "a blue triangle moves up over a plain background",
 )
 """Prompts the miniatures were trained to show."""
 

@@ -115,4 +115,4 @@ def _show(record: dict[str, Any], out: Path) -> None:
         console.print(sizes)
     for note in record["notes"]:
         console.print(f"note: {note}", markup=False)
-    console.print(f"open {out / 'report.html'}", markup=False)
+    typer.echo(f"open {out / 'report.html'}")  # not through rich, which would break a long path

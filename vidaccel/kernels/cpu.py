@@ -3,6 +3,9 @@
 Tiles that stand alone would each be a small call, with a gather and a barrier between threads of its own. So a mask is
 cut once (`vidaccel.kernels.cpu_spans` joins neighbouring tiles, `cpu_batches` puts equal ones into one call), and a
 call only runs the result.
+
+On cores that are shared with other work, set ``OMP_WAIT_POLICY=passive`` before the process starts: otherwise threads
+of GNU OpenMP spin at each of these barriers, which made calls on 1,521 tokens two to ten times slower.
 """
 
 from __future__ import annotations
