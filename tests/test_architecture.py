@@ -17,10 +17,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"layout", "plan", "site", "schedule"}
 RUN = BASE | {"methods", "caching", "planning", "kernels", "pipelines"}
-PUBLIC = RUN | {"session", "clock", "summary", "profile", "api", "miniature", "_version"}
+PUBLIC = RUN | {"session", "clock", "summary", "profile", "api", "miniature", "_version", "files"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
+    "files": set(),
     "layout": set(),
     "plan": {"layout"},
     "site": {"layout", "plan"},
@@ -32,13 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": BASE | {"planning"},
     "caching": BASE | {"planning"},
     "pipelines": BASE | {"kernels"},
-    "profile": BASE,
+    "profile": BASE | {"files"},
     "session": RUN | {"clock", "summary"},
     "api": RUN | {"session", "summary", "profile"},
     "miniature": {"_version"},
     "__init__": PUBLIC,
     "eval": PUBLIC | {"__init__"},
-    "report": {"layout", "plan"},
+    "report": {"files", "layout", "plan"},
     "cli": PUBLIC | {"__init__", "eval", "report"},
 }
 # Of these libraries, only the named rooms know. Everything else about a host model goes through them.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from vidaccel.files import write_text
 
 FORMAT = 1
 FILE = "vidaccel.json"
@@ -78,11 +79,8 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it, whole or not at all."""
-        path = Path(path)
         values = {"format": FORMAT} | {item.name: asdict(self)[item.name] for item in fields(self)}
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as part:
-            part.write(json.dumps(values, indent=2) + "\n")
-        os.replace(part.name, path)
+        write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def shipped() -> dict[str, Profile]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import vidaccel
 from vidaccel.eval import env
+from vidaccel.files import write_text
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,3 @@ def to_json(values: Any, indent: int | None = None) -> str:
         ValueError: an infinity or a NaN, which JSON does not have.
     """
     return json.dumps(values, indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write a text file, whole or not at all."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path

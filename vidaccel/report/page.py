@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import struct
 from collections.abc import Mapping
 from importlib import resources
@@ -15,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from vidaccel.files import write_text
 from vidaccel.report import view
 
 REPORT_NAME = "report.html"
@@ -50,7 +50,7 @@ def write_report(record: Mapping[str, Any], folder: Path | str) -> Path:
         _file(record, folder, name)
     videos = {name: _video_uri(path) for name, path in files.items()}
     page = render(record, videos)
-    return _write_whole(folder / REPORT_NAME, page)
+    return write_text(folder / REPORT_NAME, page)
 
 
 def render(record: Mapping[str, Any], videos: Mapping[str, str]) -> str:
@@ -102,13 +102,3 @@ def _mask(record: Mapping[str, Any]) -> dict[str, Any] | None:
     width, height = struct.unpack(">II", data[16:24])
     uri = "data:image/png;base64," + base64.b64encode(data).decode()
     return {"uri": uri, "width": width, "height": height}
-
-
-def _write_whole(path: Path, text: str) -> Path:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
