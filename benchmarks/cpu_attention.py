@@ -11,12 +11,10 @@ they wait for each other, and keep the core from the one that they wait for. OMP
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -25,9 +23,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from vidaccel import Site, TokenLayout
 from vidaccel.eval import env
+from vidaccel.eval.record import append_line
 from vidaccel.kernels import attention
 from vidaccel.methods import method
-from vidaccel.plan import BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask
 
 RESULTS = Path(__file__).parent / "results" / "cpu_attention.jsonl"
 SEED = 0
@@ -129,12 +128,10 @@ def measure(name: str, repeats: int) -> dict[str, object]:
     cpu = {side: statistics.median(used for _, used in pairs[1:]) for side, pairs in times.items()}
     figures = {side: dict(zip(("min", "median", "max"), (all_[0], statistics.median(all_), all_[-1]), strict=True))
                for side, all_ in clock.items()}  # fmt: skip
-    lengths = mask.ranges.diff(dim=1).flatten().long()
-    rows = (mask.queries - mask.row_of_range() % mask.tiles * mask.query_block).clamp(max=mask.query_block)
     return {
         "case": name, "tokens": mask.queries, "heads": HEADS, "head_dim": HEAD_DIM, "dtype": str(dtype),
         "block": mask.key_block, "patterns": mask.patterns, "repeats": repeats,
-        "density": float((lengths * rows).sum()) / (mask.patterns * mask.queries * mask.keys),
+        "density": AttentionPlan(mask).density(TokenLayout(1, 1, mask.queries)).density,
         "dense_ms": figures["dense"], "sparse_ms": figures["sparse"], "first_call_ms": first_call,
         "speedup": figures["dense"]["median"] / figures["sparse"]["median"],
         "speedup_of_minima": figures["dense"]["min"] / figures["sparse"]["min"],
@@ -153,15 +150,12 @@ def main() -> None:
     if not names or options.threads < 1 or options.repeats < 1:
         parser.error(f"needs a positive number of threads and repeats, and a case of: {', '.join(CASES)}")
     torch.set_num_threads(options.threads)
-    where = {"seed": SEED, "git": env.git_revision(), "device": env.device(), "versions": env.versions()}
-    RESULTS.parent.mkdir(exist_ok=True)
+    where = {"seed": SEED, **env.provenance()}
     for name in names:
         load = os.getloadavg()[0]
         line = {"benchmark": "cpu_attention", **measure(name, options.repeats), "load_before": load,
-                "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-                "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), **where}  # fmt: skip
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+                "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"), **where}  # fmt: skip
+        append_line(RESULTS, line)
         dense, sparse = line["dense_ms"]["median"], line["sparse_ms"]["median"]
         print(f"{name}: density {line['density']:.3f}, dense {dense:.1f} ms, sparse {sparse:.1f} ms, "
               f"{line['speedup']:.2f}x (minima {line['speedup_of_minima']:.2f}x, processor time "

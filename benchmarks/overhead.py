@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from diffusers import WanPipeline
 
 import vidaccel
 from vidaccel.eval import env
+from vidaccel.eval.record import append_line
+from vidaccel.miniature import generation_defaults
 
 RESULTS = Path(__file__).parent / "results" / "overhead.jsonl"
 DENSE = {"dense_first_steps": 1.0}
@@ -42,11 +43,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    import vidaccel_miniatures
-
     pipe = vidaccel.load_miniature("wan")
     pipe.set_progress_bar_config(disable=True)
-    settings = vidaccel_miniatures.generation_defaults("wan") | {"num_inference_steps": options.steps}
+    settings = generation_defaults("wan") | {"num_inference_steps": options.steps}
     generate(pipe, settings)
     stock, enabled = [], []
     for pair in range(options.pairs):
@@ -59,14 +58,11 @@ def main() -> None:
                 enabled.append(generate(pipe, settings))
     ratios = [fast / slow for fast, slow in zip(enabled, stock, strict=True)]
     line = {
-        "benchmark": "overhead", "created": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seed": 0,
-        "git": env.git_revision(), "device": env.device(), "versions": env.versions(), "pairs": options.pairs,
+        "benchmark": "overhead", **env.provenance(), "seed": 0, "pairs": options.pairs,
         "steps": options.steps, "stock_s": stock, "enabled_s": enabled, "ratio_median": statistics.median(ratios),
         "ratio_quartiles": statistics.quantiles(ratios, n=4),
     }  # fmt: skip
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(RESULTS, line)
     print(json.dumps({key: line[key] for key in ("ratio_median", "ratio_quartiles", "pairs", "steps")}))
 
 

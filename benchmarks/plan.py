@@ -11,7 +11,6 @@ import resource
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "plan.jsonl"
@@ -52,14 +51,13 @@ def main() -> None:
         print(json.dumps(measure(*CASES[int(sys.argv[1])])))
         return
     from vidaccel.eval import env
+    from vidaccel.eval.record import append_line
 
-    RESULTS.parent.mkdir(exist_ok=True)
-    where = {"git": env.git_revision(), "device": env.device(), "versions": env.versions()}
+    where = env.provenance()
     for index in range(len(CASES)):
         run = subprocess.run([sys.executable, __file__, str(index)], check=True, capture_output=True, text=True)
-        line = json.loads(run.stdout) | {"created": datetime.now(timezone.utc).isoformat(timespec="seconds")} | where
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        line = json.loads(run.stdout) | where
+        append_line(RESULTS, line)
         figures = f"{line['seconds']:.3f} s, {line['extra_mib']:.1f} MiB"
         print(line["family"], line["grid"], line["options"], figures)
 

@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.loading import miniature_options
+from vidaccel.cli.loading import FPS, miniature_options
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_folder
 from vidaccel.cli.plan import Density, Json, Set
 
 MINIATURE = "wan"
 STEPS = 20
-FPS = 16.0
 
 
 def demo(

@@ -11,12 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.loading import Model, dtype_and_device, identify, miniature_options
+from vidaccel.cli.loading import FPS, Model, dtype_and_device, identify, miniature_options
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set
 
 DENSE = "dense"
-FPS = 16.0
 """Of the file, where neither the user nor the model says: Wan's own."""
 
 

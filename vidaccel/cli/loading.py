@@ -7,7 +7,8 @@ from typing import Any
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-
+FPS = 16.0
+"""Frames per second of a video whose model does not say; Wan's."""
 BLOCK = 16
 """Tile size for a miniature's 1,500 tokens: about 95 tiles a row, as many as real models have of 128 tokens or more."""
 

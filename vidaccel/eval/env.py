@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ import vidaccel
 
 PACKAGES = ("vidaccel", "vidaccel-miniatures", "torch", "triton", "diffusers", "transformers", "accelerate", "numpy",
             "scikit-image", "imageio", "imageio-ffmpeg", "lpips")
+
+
+def provenance() -> dict[str, Any]:
+    """When, on what and with what a result is made: created (UTC, ISO 8601), git, device, versions."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"created": created, "git": git_revision(), "device": device(), "versions": versions()}
 
 
 def versions() -> dict[str, str | None]:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,7 @@ class Record:
             TypeError: a field that is missing or unknown.
         """
         return cls(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"), vidaccel=vidaccel.__version__,
-            git=env.git_revision(), device=env.device(), versions=env.versions(),
-            peak_memory_gib=env.peak_memory_gib(), **values,
+            vidaccel=vidaccel.__version__, peak_memory_gib=env.peak_memory_gib(), **env.provenance(), **values,
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +83,18 @@ class Record:
             ValueError: a number that JSON does not have, such as infinity.
         """
         return write_text(path, to_json(self.to_dict(), indent=2) + "\n")
+
+
+def append_line(path: Path, values: dict[str, Any]) -> None:
+    """Append one measurement to a file of JSON lines, whose folder is made if need be.
+
+    Raises:
+        ValueError: a number that JSON does not have.
+    """
+    line = to_json(values) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
 
 
 def to_json(values: Any, indent: int | None = None) -> str:

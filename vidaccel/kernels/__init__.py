@@ -40,11 +40,14 @@ def choose(name: str, query: Tensor) -> str:
     """
     if name == "auto":
         # The reference needs tokens x tokens memory, so it is never picked silently.
-        reasons = {each: backend(each).why_not(query) for each in BACKENDS if each != "reference"}
-        able = [each for each, reason in reasons.items() if reason is None]
-        if able:
-            return able[0]
-        raise ValueError("no backend can run this call: " + "; ".join(f"{k}: {v}" for k, v in reasons.items()))
+        reasons = []
+        for each in BACKENDS:
+            if each == "reference":
+                continue
+            if (problem := backend(each).why_not(query)) is None:
+                return each
+            reasons.append(f"{each}: {problem}")
+        raise ValueError(f"no backend can run this call: {'; '.join(reasons)}")
     reason = backend(name).why_not(query)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run this call: {reason}")
