@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
@@ -16,10 +17,13 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the renderer is used from the checkout, installed or not
 
-WEIGHTS = ROOT / "vidaccel_miniatures" / "wan"
+WEIGHTS = ROOT / "vidaccel_miniatures"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-FRAMES = 49
-LARGE, SMALL = (144, 208), (96, 144)
+
+
+def as_video(frames: np.ndarray) -> torch.Tensor:
+    """uint8 `[B, F, H, W, 3]` to float `[B, 3, F, H, W]` in -1..1."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1.0)
 
 
 def save_state(folder: Path, name: str, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> None:
@@ -80,6 +84,26 @@ class Clock:
     def progress(self) -> float:
         """Share of the budget used, 0..1."""
         return min(self.spent / self.budget, 1.0)
+
+    def tick(self) -> None:
+        """A step is done; a clock does not mind."""
+
+
+class Steps(Clock):
+    """Training steps against a budget of them."""
+
+    def __init__(self, total: int, done: int = 0, spent: float = 0.0) -> None:
+        super().__init__(1.0, spent)
+        self.total, self.done = total, done
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps done, 0..1."""
+        return min(self.done / self.total, 1.0)
+
+    def tick(self) -> None:
+        """Count a step."""
+        self.done += 1
 
 
 def join_workers() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Render clips and encode them to latents once, in shards that training picks up as they appear.
+"""Render clips and encode them to latents once, for all families, in shards that training picks up as they appear.
 
 python miniatures/training/encode.py --work RUN --size small --count 1500
 """
@@ -10,48 +10,47 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import DEVICE, FRAMES, LARGE, SMALL, save_state
+from common import DEVICE, WEIGHTS, as_video, save_state
 from diffusers import AutoencoderKLWan
-from text import embed
-from train_vae import as_video
+from families import FAMILIES
+from families.base import FRAMES, LARGE, SMALL
 
 from vidaccel_miniatures.clips import dataset
 
-SHARD, BATCH = 100, 4
+BATCH = 4
 SIZES = {"small": SMALL, "large": LARGE}
-SEEDS = {"small": 2_000_000, "large": 3_000_000}
+SEEDS = {"small": 20_000_000, "large": 30_000_000}
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLWan, frames: list[np.ndarray]) -> torch.Tensor:
-    """Latents `[B, z, F', H/8, W/8]` of clips `[F, H, W, 3]`, normalised as the transformer sees them."""
+def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Latents `[B, z, F', H/8, W/8]` of clips `[B, 3, F, H, W]` in -1..1, normalised as the transformers see them."""
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=DEVICE).view(shape)
     std = torch.tensor(vae.config.latents_std, device=DEVICE).view(shape)
     with torch.autocast(DEVICE.type, torch.bfloat16):
-        latents = vae.encode(as_video(np.stack(frames)).to(DEVICE)).latent_dist.mode()
+        latents = vae.encode(video).latent_dist.mode()
     return (latents.float() - mean) / std
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--work", type=Path, required=True, help="the folder train_vae.py wrote to")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="the folder to write to")
     parser.add_argument("--size", choices=sorted(SIZES), required=True)
-    parser.add_argument("--count", type=int, default=1500, help=f"clips, a multiple of {SHARD}")
+    parser.add_argument("--count", type=int, default=1500, help="clips")
+    parser.add_argument("--shard", type=int, default=100, help="clips a shard")
     options = parser.parse_args()
-    vae = AutoencoderKLWan.from_pretrained(options.work / "vae").to(DEVICE).eval()
-    for shard in range(options.count // SHARD):
+    vae = FAMILIES["wan"].load_vae(WEIGHTS / "wan" / "vae").to(DEVICE).eval()
+    for shard in range(options.count // options.shard):
         name = f"{options.size}_{shard:04d}"
         if (options.work / "latents" / f"{name}.safetensors").exists():
             continue
-        clips = list(dataset(SEEDS[options.size] + shard * SHARD, SHARD, FRAMES, *SIZES[options.size]))
-        parts = [encode(vae, [f for f, _ in clips[i : i + BATCH]]) for i in range(0, SHARD, BATCH)]
-        texts = [text for _, text in clips]
-        tensors = {"latents": torch.cat(parts).half(), "text": embed(texts).half()}
-        save_state(options.work / "latents", name, tensors, {"texts": texts})
+        seed = SEEDS[options.size] + shard * options.shard
+        clips = list(dataset(seed, options.shard, FRAMES, *SIZES[options.size]))
+        batches = [np.stack([frames for frames, _ in clips[i : i + BATCH]]) for i in range(0, len(clips), BATCH)]
+        latents = torch.cat([encode(vae, as_video(batch).to(DEVICE)) for batch in batches])
+        save_state(options.work / "latents", name, {"latents": latents.half()}, {"texts": [text for _, text in clips]})
         print(name, flush=True)
 
 

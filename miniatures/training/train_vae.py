@@ -1,10 +1,10 @@
-"""Train the miniature's video autoencoder on short crops of rendered clips.
+"""Train the Wan miniature's video autoencoder, whose latent space all miniatures share, on short crops of clips.
 
     python miniatures/training/train_vae.py --work RUN --minutes 10
     torchrun --nproc-per-node 2 miniatures/training/train_vae.py --work RUN --minutes 10
 
 Running it again continues from the last checkpoint in RUN. At the end the latents' mean and standard
-deviation are measured and the autoencoder lies in RUN/vae.
+deviation are measured and the autoencoder lies in RUN/wan/vae.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import torch
 import torch.nn.functional as F
 from common import (
     DEVICE,
-    LARGE,
-    SMALL,
     Clock,
     annealed,
+    as_video,
     join_workers,
     load_state,
     optimizer_tensors,
@@ -31,15 +30,11 @@ from common import (
     share,
 )
 from diffusers import AutoencoderKLWan
+from families import FAMILIES
+from families.base import LARGE, SMALL
 
 from vidaccel_miniatures.clips import render, sample_clip
 
-CONFIG = {
-    "base_dim": 16, "z_dim": 8, "dim_mult": [1, 2, 2], "num_res_blocks": 1, "is_residual": True,
-    "temperal_downsample": [True, True], "in_channels": 12, "out_channels": 12, "patch_size": 2,
-    "scale_factor_temporal": 4, "scale_factor_spatial": 8,
-    "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8,
-}  # fmt: skip
 BATCH, CLIP_FRAMES, LR = 4, 9, 3e-3
 CROPS = ((0.65, (48, 48)), (1.0, (80, 112)))
 """Until which share of the budget: the crops' height and width. Small ones first: more steps in the time."""
@@ -65,15 +60,10 @@ def crops(
 
 def build() -> AutoencoderKLWan:
     """A new autoencoder whose latents start nearly free of noise; at unit variance it would learn slowly."""
-    vae = AutoencoderKLWan(**CONFIG)
+    vae: AutoencoderKLWan = FAMILIES["wan"].build_vae()
     torch.nn.init.zeros_(vae.quant_conv.weight.data[vae.z_dim :])
     torch.nn.init.constant_(vae.quant_conv.bias.data[vae.z_dim :], -5.0)
     return vae.to(DEVICE)
-
-
-def as_video(frames: np.ndarray) -> torch.Tensor:
-    """uint8 `[B, F, H, W, 3]` to float `[B, 3, F, H, W]` in -1..1."""
-    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float().div(127.5).sub(1.0)
 
 
 def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -92,7 +82,7 @@ class Run:
 
     def __init__(self, work: Path, minutes: float, seed: int, rank: int) -> None:
         torch.manual_seed(seed)
-        self.work, self.seed, self.rank = work, seed, rank
+        self.work, self.seed, self.rank = work / "wan", seed, rank
         self.vae = build()
         self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-3)
         self.step, seconds = 0, 0.0
@@ -178,9 +168,9 @@ def main() -> None:
         "seed": options.seed,
     }
     print(facts)
-    (options.work / "vae_facts.json").write_text(json.dumps(facts))
+    (run.work / "vae_facts.json").write_text(json.dumps(facts))
     vae.register_to_config(latents_mean=facts["latents_mean"], latents_std=facts["latents_std"])
-    vae.save_pretrained(options.work / "vae")
+    vae.save_pretrained(run.work / "vae")
 
 
 if __name__ == "__main__":
