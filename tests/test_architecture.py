@@ -52,7 +52,7 @@ ONLY_IN: dict[str, set[str]] = {
     "lpips": {"eval"},
 }
 # Distributions that are not named as their modules are; jinja2 is what brings markupsafe.
-DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "markupsafe": "jinja2"}
+DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "markupsafe": "jinja2", "yaml": "pyyaml"}
 NO_PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

@@ -15,7 +15,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import vidaccel
-from tests.tiny import generate, tiny_wan
+from tests.tiny import generate, tiny_cogvideox, tiny_hunyuanvideo, tiny_wan
 from vidaccel.cli import app, options
 from vidaccel.methods import METHODS
 from vidaccel.methods.radial import Radial
@@ -334,6 +334,67 @@ def test_demo_writes_everything(miniature: Path, tmp_path: Path) -> None:
     stock = generate(tiny_wan(layers=3), seed=9)
     assert np.abs(dense / 255 - stock).mean() < 0.05
     assert "data:video/mp4;base64," in (out / "report.html").read_text()
+
+
+OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "hunyuanvideo": (tiny_hunyuanvideo, {"prompt_template": {"template": "{}", "crop_start": 0}}),
+    "cogvideox": (tiny_cogvideox, {}),
+}
+
+
+@pytest.fixture(params=list(OTHERS))
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
+          monkeypatch: pytest.MonkeyPatch) -> str:  # fmt: skip
+    """A miniature of a family without sparse attention; its name."""
+    build, more = OTHERS[request.param]
+    path = tmp_path_factory.mktemp("model") / request.param
+    build().save_pretrained(path)
+    call = {key: item for key, item in CALL.items() if key != "negative_prompt"} | more
+    fake = SimpleNamespace(available=lambda: [request.param], path=lambda name: path, PROMPTS=[PROMPT],
+                           generation_defaults=lambda name: dict(call))  # fmt: skip
+    monkeypatch.setitem(sys.modules, "vidaccel_miniatures", fake)
+    return f"miniature:{request.param}"
+
+
+def test_demo_of_a_family_without_sparse_attention_is_dense(other: str, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = run("demo", "--model", other, "--out", out, "--steps", 2, "--repeats", 2, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert set(values) == KEYS and values["method"] == {} and values["model"]["name"] == other
+    assert {path.name for path in out.iterdir()} == {"dense.mp4", "report.html", "record.json"}
+    assert len(values["timing"]["dense"]) == 2 and values["timing"]["speedup"] is None
+    assert values["model"]["transformer"] in values["notes"][0]
+    assert frames_of(out / "dense.mp4").shape == (17, 64, 96, 3)
+    page = (out / "report.html").read_text()
+    assert page.count("<video") == 1 and "no sparse attention for" in page and "not measured" not in page
+
+
+def test_sparse_demo_of_a_family_without_sparse_attention_is_refused(other: str, tmp_path: Path) -> None:
+    for words in (["--method", "radial"], ["--method", "radial", "--density", "0.3"]):
+        said = refused("demo", "--model", other, "--out", tmp_path / "demo", *words)
+        assert "WanTransformer3DModel" in said and "Transformer3DModel; vidaccel supports" in said
+    assert "takes no --density" in refused("demo", "--model", other, "--out", tmp_path / "demo", "--density", "0.3")
+    assert not list(tmp_path.iterdir())
+
+
+def test_generate_of_a_family_without_sparse_attention(other: str, tmp_path: Path) -> None:
+    words = ["generate", "--model", other, "--prompt", PROMPT, "--out", tmp_path / "clip.mp4", "--steps", 2]
+    assert "--method dense" in refused(*words) and not list(tmp_path.iterdir())
+    values = json_of(*words, "--method", "dense")
+    assert values["sparse"] is None and frames_of(tmp_path / "clip.mp4").shape == (17, 64, 96, 3)
+
+
+def test_demo_of_a_supported_family_can_be_dense(miniature: Path, tmp_path: Path) -> None:
+    result = run("demo", "--method", "dense", "--out", tmp_path, "--steps", 2, "--repeats", 1)
+    assert result.exit_code == 0, result.output
+    assert "dense" in result.stdout and "speed" not in result.stdout
+    assert json.loads((tmp_path / "record.json").read_text())["notes"] == ["dense attention only: as asked"]
+
+
+def test_demo_runs_miniatures_only(miniature: Path, tmp_path: Path) -> None:
+    assert "choose miniature:wan" in refused("demo", "--model", miniature, "--out", tmp_path / "demo")
+    assert "'nope'; choose wan" in refused("demo", "--model", "miniature:nope", "--out", tmp_path / "demo")
 
 
 def test_demo_replaces_an_older_one_and_shows_a_table(

@@ -7,8 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
@@ -17,9 +24,15 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessor,
+    CLIPTextConfig,
+    CLIPTextModel,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaConfig,
+    LlamaModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -83,6 +96,51 @@ def tiny_wan(*, layers: int = 2, heads: int = 2, head_dim: int = 64, seed: int =
         if clip:
             parts |= {"image_encoder": _image_encoder(), "image_processor": _image_processor()}
         pipe = (WanImageToVideoPipeline if image else WanPipeline)(**parts)
+    return _ready(pipe)
+
+
+def tiny_hunyuanvideo(seed: int = 0) -> HunyuanVideoPipeline:
+    """A HunyuanVideo pipeline with random weights; its call needs a template that crops nothing, see its tests."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        text = {"vocab_size": len(WORDS), "hidden_size": TEXT_DIM, "intermediate_size": TEXT_DIM,
+                "num_attention_heads": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}  # fmt: skip
+        pipe = HunyuanVideoPipeline(
+            tokenizer=tiny_tokenizer(), tokenizer_2=tiny_tokenizer(),
+            text_encoder=LlamaModel(LlamaConfig(num_hidden_layers=3, **text)),
+            text_encoder_2=CLIPTextModel(CLIPTextConfig(num_hidden_layers=1, projection_dim=TEXT_DIM, **text)),
+            vae=AutoencoderKLHunyuanVideo(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
+                                          norm_num_groups=2, mid_block_add_attention=False),
+            transformer=HunyuanVideoTransformer3DModel(
+                in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=64, num_layers=1,
+                num_single_layers=1, num_refiner_layers=1, mlp_ratio=1.0, text_embed_dim=TEXT_DIM,
+                pooled_projection_dim=TEXT_DIM, rope_axes_dim=(24, 20, 20)),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )  # fmt: skip
+    return _ready(pipe)
+
+
+def tiny_cogvideox(seed: int = 0) -> CogVideoXPipeline:
+    """A CogVideoX pipeline with random weights, rotary embeddings and 16 text tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipe = CogVideoXPipeline(
+            tokenizer=tiny_tokenizer(),
+            text_encoder=T5EncoderModel(T5Config(vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=TEXT_DIM,
+                                                 num_layers=1, num_heads=4, pad_token_id=0, eos_token_id=1)),
+            vae=AutoencoderKLCogVideoX(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
+                                       norm_num_groups=2, sample_height=64, sample_width=96),
+            transformer=CogVideoXTransformer3DModel(
+                num_attention_heads=2, attention_head_dim=64, in_channels=4, out_channels=4, time_embed_dim=8,
+                text_embed_dim=TEXT_DIM, num_layers=2, sample_height=8, sample_width=12, sample_frames=17,
+                max_text_seq_length=16, use_rotary_positional_embeddings=True),
+            scheduler=CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
+        )  # fmt: skip
+    return _ready(pipe)
+
+
+def _ready(pipe: Any) -> Any:
+    """In eval mode, without a progress bar."""
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()

@@ -69,6 +69,14 @@ def restore_optimizer(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
+def hardware() -> str:
+    """The processor or GPU that this runs on."""
+    from vidaccel.eval.env import device
+
+    facts = device()
+    return str(facts["gpu"] or facts["name"])
+
+
 class Clock:
     """Training time against a budget in minutes; `spent` seconds carry over from earlier runs."""
 

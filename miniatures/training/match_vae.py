@@ -22,6 +22,7 @@ from common import (
     WEIGHTS,
     Clock,
     annealed,
+    hardware,
     join_workers,
     load_state,
     optimizer_tensors,
@@ -160,7 +161,7 @@ def main() -> None:
     if rank == 0:
         vae = run.vae.eval()
         facts = {"psnr": measure(vae, options.seed - 1000)["psnr"], "steps": run.step, "minutes": options.minutes,
-                 "seed": options.seed}  # fmt: skip
+                 "seed": options.seed, "hardware": hardware()}  # fmt: skip
         print(facts)
         vae.save_pretrained(run.work / "vae")
         (run.work / "vae_facts.json").write_text(json.dumps(facts))

@@ -22,6 +22,7 @@ from common import (
     Clock,
     Steps,
     annealed,
+    hardware,
     join_workers,
     load_state,
     optimizer_tensors,
@@ -69,6 +70,13 @@ class Run:
         self.clock = Steps(options.steps, self.step, seconds) if options.steps else Clock(options.minutes, seconds)
         self.progress = self.clock.progress
 
+    @property
+    def command(self) -> str:
+        """What to type for such a run."""
+        budget = f"--steps {self.options.steps}" if self.options.steps else f"--minutes {self.options.minutes:g}"
+        fresh = " --fresh" if self.options.fresh else ""
+        return f"train.py --family {self.family.name} {budget} --seed {self.options.seed}{fresh}"
+
     def _restore(self, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> float:
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         self.average = {k[4:]: v.to(DEVICE) for k, v in tensors.items() if k.startswith("ema.")}
@@ -84,7 +92,7 @@ class Run:
             "step": self.step, "samples": self.samples, "losses": self.losses, "seconds": self.clock.spent,
             "minutes": self.options.minutes, "steps": self.options.steps, "seed": self.options.seed,
             "workers": self.workers, "device": DEVICE.type, "threads": torch.get_num_threads(),
-            "continued": self.continued,
+            "continued": self.continued, "hardware": hardware(), "command": self.command,
         }  # fmt: skip
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"ema.{k}": v for k, v in self.average.items()}

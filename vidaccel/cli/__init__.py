@@ -1,10 +1,11 @@
-"""The command line: ``vidaccel demo | generate | plan | env | ls``."""
+"""The command line: ``vidaccel demo | generate | eval | plan | env | ls``."""
 
 from __future__ import annotations
 
 import typer
 
 from vidaccel.cli.demo import demo
+from vidaccel.cli.eval import eval_
 from vidaccel.cli.generate import generate
 from vidaccel.cli.listing import env, ls
 from vidaccel.cli.output import Commands
@@ -13,5 +14,5 @@ from vidaccel.cli.plan import plan
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.")
 
-for command in (demo, generate, plan, env, ls):
-    app.command()(command)
+for command in (demo, generate, eval_, plan, env, ls):
+    app.command(command.__name__.rstrip("_"))(command)

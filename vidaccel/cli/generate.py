@@ -79,6 +79,7 @@ class _Setting:
             if self.density is not None or self.assignments or self.schedule:
                 raise ValueError("method 'dense' takes no --density, no --set and no --schedule")
             return None
+        family = model.supported_family()
         if self.backend != "auto":
             kernels.backend(self.backend)
         is_profile = self.method is not None and self.method.endswith(".json")
@@ -95,7 +96,7 @@ class _Setting:
             chosen = miniature_options(model.path, name, chosen)
             min_tokens = min_tokens or 0
         cls = methods.named(name)
-        cls.for_family(model.family, **cls.merged(found.options if found else {}, chosen))
+        cls.for_family(family, **cls.merged(found.options if found else {}, chosen))
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
         return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, **chosen, **schedule}

@@ -15,17 +15,20 @@ BLOCK = 16
 
 @dataclass(frozen=True)
 class Model:
-    """A supported model of which nothing but the index is read yet.
+    """A video model of which nothing but the index is read yet.
 
     Args:
         name: as given by the user.
         path: a folder or repository id for `from_pretrained`.
-        family: name of its transformer's family.
+        family: name of its transformer's family; None where none of ours has it, and it can only run dense.
+        pipeline, transformer: names of its classes.
     """
 
     name: str
     path: str
-    family: str
+    family: str | None
+    pipeline: str
+    transformer: str
 
     @property
     def is_miniature(self) -> bool:
@@ -39,6 +42,21 @@ class Model:
         from vidaccel import miniature
 
         return miniature.generation_defaults(self.name.removeprefix(miniature.PREFIX)) if self.is_miniature else {}
+
+    def supported_family(self) -> str:
+        """Its family, for sparse attention.
+
+        Raises:
+            ValueError: it has none; the message lists what is supported.
+        """
+        from vidaccel.pipelines import families
+
+        if self.family is not None:
+            return self.family
+        supported = ", ".join(each for family in families().values() for each in family.transformers)
+        raise ValueError(f"sparse attention does not know model {self.name!r}, a {self.pipeline} with the transformer "
+                         f"{self.transformer}; vidaccel supports pipelines with {supported} (others run with "
+                         "--method dense)")
 
     def load(self, dtype: str, device: str) -> Any:
         """The pipeline, on its device.
@@ -54,10 +72,10 @@ class Model:
 
 
 def identify(name: str) -> Model:
-    """The model behind ``--model``.
+    """The model behind ``--model``, of a family of ours or not.
 
     Raises:
-        ValueError: there is none, or its transformer belongs to no family of ours.
+        ValueError: there is none, or it has no transformer.
     """
     from vidaccel import miniature
     from vidaccel.pipelines import families
@@ -66,13 +84,10 @@ def identify(name: str) -> Model:
     index = miniature.model_index(path)
     listed = index.get("transformer")
     transformer = listed[1] if isinstance(listed, (list, tuple)) and len(listed) > 1 else None
-    for family in families().values():
-        if transformer in family.transformers:
-            return Model(name, path, family.name)
-    has = f"the transformer {transformer}" if transformer else "no transformer"
-    supported = ", ".join(each for family in families().values() for each in family.transformers)
-    raise ValueError(f"model {name!r} is a {index.get('_class_name')} with {has}; vidaccel supports pipelines with "
-                     f"{supported}")
+    if not transformer:
+        raise ValueError(f"model {name!r} is a {index.get('_class_name')} with no transformer: no video pipeline")
+    found = [family.name for family in families().values() if transformer in family.transformers]
+    return Model(name, path, found[0] if found else None, str(index.get("_class_name")), str(transformer))
 
 
 def dtype_and_device(dtype: str | None, device: str | None) -> tuple[str, str]:

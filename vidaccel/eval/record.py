@@ -7,16 +7,18 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import vidaccel
 from vidaccel.eval import env
 from vidaccel.files import write_text
 
+Kind = TypeVar("Kind", bound="Captured")
+
 
 @dataclass(frozen=True)
-class Record:
-    """A result with all that is needed to judge and repeat it; see `Record.capture`.
+class Captured:
+    """What every record has: the setting of a generation, what it did, and where; see `capture`.
 
     Args:
         kind: what made it, such as "demo".
@@ -31,8 +33,6 @@ class Record:
         timing: seconds of each dense and fast run, medians, speedup, and a note on what they hold.
         metrics: as of `compare_videos`.
         peak_memory_gib: of the process.
-        mask_png: the mask as a picture, base64.
-        real_sizes: counted work at the sizes of real models.
         files: names of the files beside the record.
     """
 
@@ -57,12 +57,10 @@ class Record:
     calls: dict[str, int]
     notes: list[str]
     peak_memory_gib: float | None
-    mask_png: str | None
-    real_sizes: list[dict[str, Any]]
     files: dict[str, str]
 
     @classmethod
-    def capture(cls, **values: Any) -> Record:
+    def capture(cls: type[Kind], **values: Any) -> Kind:
         """A record of `values` made now, here and with these versions.
 
         Raises:
@@ -83,6 +81,44 @@ class Record:
             ValueError: a number that JSON does not have, such as infinity.
         """
         return write_text(path, to_json(self.to_dict(), indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Record(Captured):
+    """One dense run beside one fast run.
+
+    Args:
+        mask_png: the mask as a picture, base64.
+        real_sizes: counted work at the sizes of real models.
+    """
+
+    mask_png: str | None
+    real_sizes: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class CellRecord(Captured):
+    """One cell of an eval, against its dense reference.
+
+    Args:
+        cell: name of its folder.
+        label: what its row of a table is called.
+        requested_density: None where the method's own counts.
+        cache: policy of the cache.
+        baseline: what it is a baseline of, and how: kind, cell and the chosen number of steps or density; else None.
+        reference: name of the dense reference's folder.
+        row: hash of all that cells must share to be averaged: everything but prompt and seed.
+        follow_up: what the baselines of this cell take from it: its equal-time number of steps and its density.
+    """
+
+    cell: str
+    label: str
+    requested_density: float | None
+    cache: str
+    baseline: dict[str, Any] | None
+    reference: str
+    row: str
+    follow_up: dict[str, Any] | None
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

@@ -28,8 +28,9 @@ def write_report(record: Mapping[str, Any], folder: Path | str) -> Path:
     forbids any, and runs no script but its own.
 
     Args:
-        record: the figures, as in ``record.json``. Only ``files`` with ``dense`` and ``fast`` is required; what else
-            is missing or null shows as not measured, with the record's reason where it gives one.
+        record: the figures, as in ``record.json``. Only ``files`` with ``dense``, and with ``fast`` where there is a
+            ``method``, is required; what else is missing or null shows as not measured, with the record's reason
+            where it gives one.
         folder: where the record's files lie and the page goes.
 
     Returns:
@@ -44,7 +45,8 @@ def write_report(record: Mapping[str, Any], folder: Path | str) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"the report's folder {str(folder)!r} does not exist")
-    files = {name: _file(record, folder, name) for name in ("dense", "fast")}
+    needed = ("dense",) if view.is_dense(record) else ("dense", "fast")
+    files = {name: _file(record, folder, name) for name in needed}
     named = record["files"]
     for name in sorted(set(named) - set(files)):
         _file(record, folder, name)
@@ -54,7 +56,7 @@ def write_report(record: Mapping[str, Any], folder: Path | str) -> Path:
 
 
 def render(record: Mapping[str, Any], videos: Mapping[str, str]) -> str:
-    """The page's HTML, from a record and the ``data:`` URIs of its ``dense`` and ``fast`` videos."""
+    """The page's HTML, from a record and the ``data:`` URIs of its ``dense`` video and of its ``fast`` one, if any."""
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -55,8 +55,16 @@ def page_values(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_dense(record: Mapping[str, Any]) -> bool:
+    """Whether the record is of a dense run alone: it names a dense file, no fast one, and no method."""
+    files = _part(record, "files")
+    return not record.get("method") and "dense" in files and "fast" not in files
+
+
 def headline(record: Mapping[str, Any]) -> str:
     """The measured speed in one line, slower runs and noise included."""
+    if is_dense(record):
+        return f"{_part(record, 'model').get('name') or 'a model'}, dense attention"
     timing, method = _part(record, "timing"), _part(record, "method").get("name") or "sparse"
     speedup = _number(timing.get("speedup"))
     if speedup is None:
@@ -81,8 +89,11 @@ def columns(record: Mapping[str, Any]) -> list[Column]:
         return Column(label, better, dense, text, str(source.get(f"{key}_reason") or "the record holds no value"))
 
     dense_time = _number(timing.get("dense_median"))
+    time = column("Time, s", "lower", timing, "fast_median", "{:.2f}", _format(dense_time, "{:.2f}"))
+    if is_dense(record):
+        return [time]
     return [
-        column("Time, s", "lower", timing, "fast_median", "{:.2f}", _format(dense_time, "{:.2f}")),
+        time,
         column("Speed", "higher", timing, "speedup", "{:.2f}×", "1.00×"),
         column("Density, sparse calls", "lower", density, "density", "{:.3f}", "1.000"),
         column("Density, all calls", "lower", density, "all_calls", "{:.3f}", "1.000"),
@@ -152,7 +163,7 @@ def _counted(sizes: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _timing_note(record: Mapping[str, Any]) -> str:
     timing = _part(record, "timing")
-    runs = len(timing.get("fast") or [])
+    runs = len(timing.get("dense" if is_dense(record) else "fast") or [])
     counted = f"Time is the median of {runs} run{'s' if runs != 1 else ''}" if runs else "Time of one whole generation"
     return f"{counted}{', ' + str(timing['note']) if timing.get('note') else ''}."
 

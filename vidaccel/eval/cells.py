@@ -1,0 +1,198 @@
+"""The cells of an eval: the product of its axes, with the baselines that follow each, none of them run yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import vidaccel
+from vidaccel.eval import env
+from vidaccel.eval.identity import key_of
+from vidaccel.eval.runner import LATENT
+from vidaccel.eval.settings import DENSE, FEWER_STEPS, QUICK_PROMPTS, RANDOM, Choice, Settings
+from vidaccel.eval.sources import Source
+
+FORMAT = 1
+WORD = 28
+"""Letters of the prompt in a folder's name."""
+SHORT = 18
+"""Letters of the prompt in a line about progress."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One generation to measure against its dense reference; an independent unit of work.
+
+    Args:
+        source: the model.
+        reference: all that the dense reference depends on: model's digest, prompt, seed, call, dtype, device, versions.
+        call: arguments of the pipeline's call, apart from the prompt.
+        method: its name, or "dense", or a baseline's.
+        options: all options of the method on this model; a baseline's are known once its parent has run.
+        given: those of them that were asked for, for the label.
+        schedule: fields of a `Schedule`; None for the family's.
+        density: requested; None for the method's own.
+        cache: policy of the cache.
+        backend: of the sparse attention.
+        repeats: timed runs.
+        parent: the cell that a baseline is compared with.
+    """
+
+    source: Source = field(repr=False)
+    reference: dict[str, Any]
+    call: dict[str, Any]
+    method: str
+    options: dict[str, Any]
+    given: dict[str, Any]
+    schedule: dict[str, Any] | None
+    density: float | None
+    cache: str
+    backend: str
+    repeats: int
+    parent: Cell | None = None
+
+    @property
+    def prompt(self) -> str:
+        """Of the generation."""
+        return str(self.reference["prompt"])
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return int(self.reference["seed"])
+
+    @property
+    def label(self) -> str:
+        """What its row of a table is called; the density has a column of its own."""
+        if self.parent is not None:
+            return f"{self.method} for {self.parent.label}"
+        shown = {**self.given, **(self.schedule or {})}
+        shown.pop("density", None)
+        return self.method + (f"({', '.join(f'{name}={item}' for name, item in shown.items())})" if shown else "")
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """All that its result depends on, JSON-ready: a cell is done where a folder with this very config is whole."""
+        named = {"format": FORMAT, "vidaccel": vidaccel.__version__, "name": self.source.name}
+        return {**named, "reference": self.reference, **self._setting()}
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash of `config`."""
+        return key_of(self.config)
+
+    @functools.cached_property
+    def row(self) -> str:
+        """Hash of all but prompt and seed: cells of one row may be averaged."""
+        shared = {name: item for name, item in self.reference.items() if name not in ("prompt", "seed")}
+        return key_of({**self.config, "reference": shared})
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Of its folder: for people, with the start of `key`."""
+        model = self.source.name.split(":")[-1].split("/")[-1]
+        parts = [model, *self._words(), _slug(self.prompt)[:WORD].strip("-"), f"s{self.seed}", self.key[:8]]
+        return "-".join(filter(None, (re.sub(r"[^\w.-]+", "-", part) for part in parts)))
+
+    @property
+    def title(self) -> str:
+        """What a line about its progress calls it."""
+        prompt = self.prompt if len(self.prompt) <= SHORT else self.prompt[: SHORT - 3].rstrip() + "..."
+        return f"{' '.join(filter(None, self._words()))}, seed {self.seed}, {prompt}"
+
+    def _words(self) -> tuple[str, str]:
+        """Method and requested density, of a baseline its parent's."""
+        density = (self.parent or self).density
+        method = f"{self.method}-for-{self.parent.method}" if self.parent else self.method
+        return method, "" if density is None else f"{density:g}"
+
+    def _setting(self) -> dict[str, Any]:
+        names = ("method", "options", "schedule", "density", "cache", "backend", "repeats")
+        of = None if self.parent is None else self.parent._setting()
+        return {name: getattr(self, name) for name in names} | {"of": of}
+
+
+def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
+    """All cells in the order in which they run: a reference's cells together, a baseline after its parent.
+
+    Raises:
+        ValueError: what a source or method refuses; nothing has been loaded.
+    """
+    if not settings.prompt:
+        raise ValueError("an eval needs at least one prompt")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError(f"models of an eval have names of their own, not {', '.join(names)}")
+    # Refused before any digest, which reads whole files.
+    columns = [list(_columns(source, settings)) for source in sources]
+    calls = [source.call(settings.call()) for source in sources]
+    prompts = settings.prompt[:QUICK_PROMPTS] if settings.quick else settings.prompt
+    cells = []
+    for source, call, choices in zip(sources, calls, columns, strict=True):
+        shared = _shared(source, call, settings)
+        for prompt in prompts:
+            for seed in settings.seed:
+                reference = {**shared, "prompt": prompt, "seed": seed}
+                for cache in settings.cache:
+                    for choice in choices:
+                        cell = Cell(source, reference, call, cache=cache, backend=settings.backend,
+                                    repeats=settings.repeats, **choice)  # fmt: skip
+                        cells += [cell, *_baselines(cell, settings)]
+    return cells
+
+
+def _columns(source: Source, settings: Settings) -> Iterator[dict[str, Any]]:
+    """What the method and density axes say of a cell."""
+    nothing: dict[str, Any] = {"options": {}, "given": {}, "schedule": None, "density": None}
+    if DENSE in settings.baselines and not any(choice.name == DENSE for choice in settings.method):
+        yield {"method": DENSE, **nothing}
+    for choice in settings.method:
+        if choice.name == DENSE:
+            yield {"method": DENSE, **nothing}
+            continue
+        for density in (settings.density or (None,)) if choice.crosses() else (None,):
+            given = choice.options if density is None else {**choice.options, "density": density}
+            yield {"method": choice.name, "options": source.method_options(choice.name, given), "given": given,
+                   "schedule": settings.schedule if choice.schedule is None else choice.schedule,
+                   "density": given.get("density")}  # fmt: skip
+
+
+def _baselines(cell: Cell, settings: Settings) -> Iterator[Cell]:
+    kinds = {FEWER_STEPS: cell.method != DENSE, RANDOM: cell.method not in (DENSE, RANDOM)}
+    for kind, fits in kinds.items():
+        if fits and kind in settings.baselines:
+            schedule = cell.schedule if kind == RANDOM else None
+            yield dataclasses.replace(cell, method=kind, options={}, given={}, density=None, schedule=schedule,
+                                      parent=cell)  # fmt: skip
+
+
+def _shared(source: Source, call: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """What all references of one model have in common."""
+    here, versions = env.device(), env.versions()
+    device = {"kind": source.device.split(":")[0]}
+    device |= {"name": here["gpu"]} if device["kind"] == "cuda" else {"name": here["name"], "threads": here["threads"]}
+    return {
+        "format": FORMAT, "model": source.identify(), "call": call, "output": LATENT if settings.quick else "np",
+        "dtype": source.dtype, "device": device,
+        "versions": {name: versions[name] for name in ("torch", "diffusers", "transformers")},
+    }  # fmt: skip
+
+
+def random_options(parent: Cell, video_density: float) -> dict[str, Any]:
+    """Options of the method "random" that match a cell which realised `video_density`: its block size, too.
+
+    Each seed of the noise draws blocks of its own, so that a mean over seeds is one over draws.
+    """
+    block = parent.options.get("block")
+    return {"density": video_density, "seed": parent.seed} | ({"block": block} if isinstance(block, int) else {})
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower())
+
+
+__all__ = ["Cell", "Choice", "plan_cells", "random_options"]

@@ -1,0 +1,208 @@
+"""What an eval is asked to do: its axes and the setting that all its cells share, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vidaccel import kernels
+from vidaccel.eval.checks import as_list, check_names, check_type
+from vidaccel.methods import METHODS
+from vidaccel.schedule import Schedule
+
+DENSE, FEWER_STEPS, RANDOM = "dense", "fewer-steps", "random"
+BASELINES = (DENSE, FEWER_STEPS, RANDOM)
+"""Dense itself again, dense with fewer steps at equal time, random blocks at equal density."""
+CACHES = ("none",)
+"""Policies of the cache axis."""
+CALL = {"steps": "num_inference_steps", "height": "height", "width": "width", "frames": "num_frames",
+        "guidance": "guidance_scale", "negative_prompt": "negative_prompt"}  # fmt: skip
+"""Settings that go to the pipeline's call, under its names."""
+QUICK_PROMPTS = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of the method axis.
+
+    Args:
+        name: a method, or "dense".
+        options: of the method, as given.
+        schedule: fields of a `Schedule`; None for the eval's or the family's.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    schedule: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> Choice:
+        """A choice from a name or a mapping: ``name``, ``schedule``, and options of the method.
+
+        Raises:
+            ValueError: no such method, option or schedule.
+        """
+        values = {"name": given} if isinstance(given, str) else given
+        if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+            raise ValueError(f"method {given!r} is neither a name nor a mapping with a name")
+        name, schedule = values["name"], values.get("schedule")
+        options = {key: item for key, item in values.items() if key not in ("name", "schedule")}
+        if name == DENSE:
+            if options or schedule is not None:
+                raise ValueError(f"method 'dense' takes no {next(iter(options), 'schedule')}")
+        elif name == FEWER_STEPS:
+            raise ValueError("'fewer-steps' is a baseline: it follows each sparse cell where baselines are on")
+        elif name not in METHODS:
+            raise ValueError(f"unknown method {name!r}; choose {', '.join((DENSE, *METHODS))}")
+        else:
+            _check_options(name, options)
+        return cls(name, options, None if schedule is None else _schedule(schedule))
+
+    def crosses(self) -> bool:
+        """Whether the density axis counts for it: not for dense, and not where its options set the density."""
+        if self.name == DENSE or "density" not in _fields(self.name):
+            return False
+        return not {"density", *METHODS[self.name].alternatives} & set(self.options)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The axes of an eval, and what its cells share. Make one with `Settings.of`; the names are those of a settings
+    file and, with dashes, of the flags.
+
+    Args:
+        method: entries of the method axis, each a name or a mapping of ``name``, options and ``schedule``.
+        density: video densities; each sparse method runs at each. Without one, at its own.
+        cache: policies; "none" is the only one so far.
+        prompt: of the cells; in quick mode the first four.
+        seed: of the noise.
+        negative_prompt, steps, height, width, frames, guidance: of all runs; None for the model's own.
+        schedule: fields of a `Schedule` for methods that have none of their own.
+        repeats: timed runs of each cell.
+        quick: only latents, nothing is decoded, and only four prompts.
+        baselines: of `BASELINES`, those that run beside the methods; True for all, False for none.
+        backend: of the sparse attention.
+    """
+
+    method: tuple[Choice, ...] = (Choice("radial"),)
+    density: tuple[float, ...] = ()
+    cache: tuple[str, ...] = ("none",)
+    prompt: tuple[str, ...] = ()
+    seed: tuple[int, ...] = (0,)
+    negative_prompt: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+    guidance: float | None = None
+    schedule: dict[str, Any] | None = None
+    repeats: int = 1
+    quick: bool = False
+    baselines: tuple[str, ...] = BASELINES
+    backend: str = "auto"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Settings:
+        """Settings from plain values, such as those of a YAML file; an axis takes one value or a list.
+
+        Raises:
+            ValueError: an unknown name, a value of the wrong type or outside its range, an empty list, an entry twice.
+        """
+        check_names(values, [item.name for item in dataclasses.fields(cls)])
+        read: dict[str, Any] = {}
+        for name, item in values.items():
+            if name in ("method", "density", "cache", "prompt", "seed"):
+                read[name] = _axis(name, item)
+            elif name == "baselines":
+                read[name] = _baselines(item)
+            elif name == "schedule":
+                read[name] = None if item is None else _schedule(item)
+            else:
+                read[name] = check_type(name, item, typing.get_type_hints(cls)[name])
+        made = cls(**read)
+        made._check()
+        return made
+
+    def call(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call that were given, under its names."""
+        given = {argument: getattr(self, name) for name, argument in CALL.items()}
+        return {argument: item for argument, item in given.items() if item is not None}
+
+    def _check(self) -> None:
+        for name in ("steps", "height", "width", "frames", "repeats"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise ValueError(f"{name} {number} is not a whole number of at least 1")
+        if self.backend != "auto":
+            kernels.backend(self.backend)
+        if self.density and not any(choice.crosses() for choice in self.method):
+            raise ValueError(f"none of the methods {', '.join(choice.name for choice in self.method)} takes a density "
+                             "from the density axis")  # fmt: skip
+
+
+def _axis(name: str, item: Any) -> tuple[Any, ...]:
+    read = {"method": Choice.of, "density": _density, "cache": _cache, "prompt": _prompt, "seed": _seed}[name]
+    values = tuple(read(each) for each in as_list(name, item))
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            raise ValueError(f"{name} has {as_list(name, item)[index]!r} twice")
+    return values
+
+
+def _density(item: Any) -> float:
+    value = float(check_type("density", item, float))
+    if not 0 < value <= 1:
+        raise ValueError(f"density {item} is outside (0, 1]")
+    return value
+
+
+def _cache(item: Any) -> str:
+    if item not in CACHES:
+        raise ValueError(f"unknown cache policy {item!r}; choose {', '.join(CACHES)}")
+    return str(item)
+
+
+def _prompt(item: Any) -> str:
+    if not str(check_type("prompt", item, str)).strip():
+        raise ValueError("a prompt is empty")
+    return str(item)
+
+
+def _seed(item: Any) -> int:
+    value = int(check_type("seed", item, int))
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed {item} is not a whole number from 0 to 2**63 - 1")
+    return value
+
+
+def _baselines(item: Any) -> tuple[str, ...]:
+    if isinstance(item, bool):
+        return BASELINES if item else ()
+    named = as_list("baselines", item)
+    for name in named:
+        if name not in BASELINES:
+            raise ValueError(f"unknown baseline {name!r}; choose {', '.join(BASELINES)}, or true or false")
+    return tuple(name for name in BASELINES if name in named)
+
+
+def _schedule(item: Any) -> dict[str, Any]:
+    if not isinstance(item, Mapping):
+        raise ValueError(f"schedule {item!r} is not a mapping of {', '.join(_fields(Schedule))}")
+    return dataclasses.asdict(Schedule.of(item))
+
+
+def _check_options(method: str, options: Mapping[str, Any]) -> None:
+    hints = typing.get_type_hints(METHODS[method])
+    known = _fields(method)
+    for name, item in options.items():
+        if name not in known:
+            raise ValueError(f"method {method!r} has no option {name!r}; it has {', '.join(known)}")
+        check_type(f"option {name!r} of method {method!r}", item, hints[name])
+
+
+def _fields(of: Any) -> list[str]:
+    cls: Any = METHODS[of] if isinstance(of, str) else of
+    return [item.name for item in dataclasses.fields(cls)]

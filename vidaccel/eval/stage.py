@@ -1,0 +1,193 @@
+"""One loaded model of an eval: makes its dense references and measures its cells against them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import vidaccel
+from vidaccel.eval import env
+from vidaccel.eval.cells import Cell, random_options
+from vidaccel.eval.clip import Clip
+from vidaccel.eval.evidence import describe
+from vidaccel.eval.metrics import compare_videos
+from vidaccel.eval.record import CellRecord
+from vidaccel.eval.runner import LATENT, Run, Runner, attached, set_aside
+from vidaccel.eval.settings import DENSE, FEWER_STEPS, RANDOM
+from vidaccel.eval.sources import SHOWN
+from vidaccel.eval.store import CLIP, PREVIEW, Store, reference_name
+from vidaccel.eval.timing import equal_time_steps, realised_density, times_of, timing
+from vidaccel.methods import METHODS, Method
+from vidaccel.session import Session
+
+OnStep = Callable[[int, int], None]
+"""Called after each denoising step with the steps done and all steps of the generation at work."""
+
+
+class Stage:
+    """A model with what this process has timed on it; use it as a context, which ends with the pipeline as it was.
+
+    Args:
+        cell: any of the model's cells.
+        store: of references.
+        say: hears of a reference that had to be made again.
+        on_step: hears of every step.
+    """
+
+    def __init__(self, cell: Cell, store: Store, say: Callable[[str], None], on_step: OnStep) -> None:
+        self.source, self.store, self.say, self.on_step = cell.source, store, say, on_step
+        self.pipe = cell.source.load()
+        self.output = str(cell.reference["output"])
+        self.runner = Runner(self.pipe, {**cell.call, "output_type": self.output}, self._advance)
+        self._context = contextlib.ExitStack()
+        self._dense: list[Run] = []
+        self._warm: set[str] = set()
+        self._broken: dict[str, str] = {}
+        self._kept: tuple[str, Clip] | None = None
+        self._label, self._done, self._steps = "", 0, 0
+
+    def __enter__(self) -> Stage:
+        self._context.enter_context(set_aside(self.pipe))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._context.close()
+
+    def measure(self, cell: Cell, parent: dict[str, Any] | None) -> tuple[CellRecord, Clip]:
+        """Run a cell; `parent` is the record of the one that a baseline follows.
+
+        Raises:
+            Exception: whatever the pipeline or the method raises.
+        """
+        reference = self._reference(cell)
+        session, overrides, baseline = self._setting(cell, parent)
+        try:
+            fast = self._timed(cell, session, overrides)
+        finally:
+            vidaccel.disable(self.pipe)
+        clip = Clip.of(fast[-1])
+        dense = self._dense[-cell.repeats :]
+        follow_up = None
+        if session is not None:
+            follow_up = {"steps": equal_time_steps(self.runner.steps, fast, dense),
+                         "video_density": realised_density(session.summary())}  # fmt: skip
+        metrics = self._metrics(reference, clip)
+        times = timing(fast, dense, self.output != LATENT)
+        return self._record(cell, session, overrides, metrics, times, baseline, follow_up), clip
+
+    def _reference(self, cell: Cell) -> Clip:
+        """The dense clip of a cell: kept in memory, read from the folder, or made now."""
+        key = reference_name(cell.reference)
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        if key in self._broken:
+            raise RuntimeError(f"there is no dense reference: {self._broken[key]}")
+        clip, wrong = self.store.reference(cell.reference)
+        if wrong is not None:
+            self.say(f"{wrong}; it is made again")
+        if clip is None:
+            try:
+                clip = self._make_reference(cell)
+            except Exception as error:
+                self._broken[key] = f"{type(error).__name__}: {error}"
+                raise
+        self._kept = key, clip
+        return clip
+
+    def _make_reference(self, cell: Cell) -> Clip:
+        run = self._run_dense(cell)
+        clip = Clip.of(run)
+        about = {"timing": {"seconds": run.seconds, "denoising": run.denoising}, **env.provenance()}
+        self.store.keep_reference(cell.reference, clip, about)
+        return clip
+
+    def _setting(self, cell: Cell, parent: dict[str, Any] | None) -> tuple[Session | None, dict[str, Any], Any]:
+        """A cell's session, what it changes in the call, and what its record says of it as a baseline."""
+        if cell.parent is None:
+            return self._session(cell, _method(cell)), {}, None
+        assert parent is not None
+        follow = parent["follow_up"]
+        link = {"kind": cell.method, "of": cell.parent.name, "label": cell.parent.label, "of_steps": self.runner.steps}
+        if cell.method == FEWER_STEPS:
+            steps = int(follow["steps"])
+            return None, {"num_inference_steps": steps}, {**link, "steps": steps}
+        density = follow["video_density"]
+        if density is None:
+            raise ValueError(f"{cell.parent.name} ran no sparse call, so that it has no density to match")
+        random = METHODS[RANDOM](**random_options(cell.parent, density))
+        return self._session(cell, random), {}, {**link, "video_density": density}
+
+    def _session(self, cell: Cell, method: Method | None) -> Session | None:
+        if method is None:
+            return None
+        session = vidaccel.enable(self.pipe, method, schedule=cell.schedule, backend=cell.backend, min_tokens=0)
+        session.detach()
+        return session
+
+    def _timed(self, cell: Cell, session: Session | None, overrides: dict[str, Any]) -> list[Run]:
+        """The timed runs of a cell, in turns with dense ones as long as this process has too few of these."""
+        self._warm_up(cell, session)
+        fast: list[Run] = []
+        for turn in range(cell.repeats):
+            if len(self._dense) <= turn:
+                self._run_dense(cell)
+            with attached(session) if session is not None else contextlib.nullcontext():
+                fast.append(self._run(cell, **overrides))
+        return fast
+
+    def _run_dense(self, cell: Cell) -> Run:
+        self._warm_up(cell, None)
+        run = self._run(cell)
+        self._dense.append(times_of(run))
+        return run
+
+    def _run(self, cell: Cell, **overrides: Any) -> Run:
+        self._done, self._steps = 0, int(overrides.get("num_inference_steps", self.runner.steps))
+        return self.runner.run("run", cell.prompt, cell.seed, **overrides)
+
+    def _warm_up(self, cell: Cell, session: Session | None) -> None:
+        what = DENSE if session is None else repr(session.method)
+        if what not in self._warm:
+            self._done, self._steps = 0, self.runner.warm_steps
+            self.runner.warm_up(cell.prompt, cell.seed, session)
+            self._warm.add(what)
+
+    def _advance(self, label: str, steps: int) -> None:
+        self._done = min(self._done + steps, self._steps)
+        self.on_step(self._done, self._steps)
+
+    def _metrics(self, reference: Clip, clip: Clip) -> dict[str, Any]:
+        values = compare_videos(reference.frames, clip.frames, reference_latents=reference.latents,
+                                other_latents=clip.latents)  # fmt: skip
+        return {**values, "identical": reference.same(clip)}
+
+    def _record(self, cell: Cell, session: Session | None, overrides: dict[str, Any], metrics: dict[str, Any],
+                times: dict[str, Any], baseline: dict[str, Any] | None,
+                follow_up: dict[str, Any] | None) -> CellRecord:  # fmt: skip
+        did = session.summary().to_dict() if session is not None else _dense_run(cell)
+        shown = {name: item for name, item in {**cell.call, **overrides}.items() if name in SHOWN}
+        decoded = self.output != LATENT
+        return CellRecord.capture(
+            kind="cell", seed=cell.seed, prompt=cell.prompt, negative_prompt=cell.call.get("negative_prompt"),
+            model={**describe(self.pipe, self.source.name), "digest": cell.reference["model"]},
+            settings={**shown, "fps": self.source.fps, "dtype": self.source.dtype, "device": self.source.device,
+                      "output": self.output},
+            method=did["method"], schedule=did["schedule"], backend=did["backend"], layout=did["layout"],
+            density=did["density"], calls=did["calls"], notes=did["notes"], timing=times, metrics=metrics,
+            files={"clip": CLIP} | ({"preview_lossy": PREVIEW} if decoded else {}), cell=cell.name, label=cell.label,
+            requested_density=(cell.parent or cell).density, cache=cell.cache, baseline=baseline,
+            reference=reference_name(cell.reference), row=cell.row, follow_up=follow_up,
+        )  # fmt: skip
+
+
+def _method(cell: Cell) -> Method | None:
+    return None if cell.method == DENSE else METHODS[cell.method](**cell.options)
+
+
+def _dense_run(cell: Cell) -> dict[str, Any]:
+    """What a session's summary would say of a run without one."""
+    return {"method": {"name": cell.method, "options": {}}, "schedule": {}, "backend": None, "layout": None,
+            "density": None, "calls": {}, "notes": []}  # fmt: skip

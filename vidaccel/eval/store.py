@@ -1,0 +1,166 @@
+"""The folder of an eval: references and cells, each in a folder of its own that appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vidaccel.eval.cells import Cell
+from vidaccel.eval.clip import Clip
+from vidaccel.eval.identity import file_digest, key_of
+from vidaccel.eval.record import CellRecord, to_json
+from vidaccel.eval.video import write_mp4
+
+CONFIG, RECORD, ERROR = "config.json", "record.json", "error.json"
+CLIP, PREVIEW = "clip.safetensors", "preview-lossy.mp4"
+FIELDS = {item.name for item in dataclasses.fields(CellRecord)}
+LOCK = ".lock"
+PART, OLD = ".part", ".old"
+
+
+class Store:
+    """One eval's folder, locked for one process while it is used as a context.
+
+    Raises:
+        ValueError: the folder cannot be written, or another eval is at work in it.
+    """
+
+    def __init__(self, out: str | os.PathLike[str]) -> None:
+        self.out = Path(out).expanduser().absolute()
+        self.cells, self.references = self.out / "cells", self.out / "references"
+        self._lock = FileLock(self.out / LOCK)
+
+    def __enter__(self) -> Store:
+        try:
+            for folder in (self.cells, self.references):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(f"another eval is at work in {str(self.out)!r}: choose another folder") from error
+        except OSError as error:
+            raise ValueError(f"cannot write into folder {str(self.out)!r}: {error.strerror}") from error
+        self._sweep()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        self._lock.release()
+
+    def record(self, cell: Cell) -> dict[str, Any] | None:
+        """The record of a cell that is done, else None."""
+        folder = self.cells / cell.name
+        record, size = _read(folder / RECORD), _size(folder / CLIP)
+        about = _read(folder / CONFIG)
+        if record is None or about is None or about.get("config") != _plain(cell.config):
+            return None
+        return record if about.get("clip_bytes") == size else None
+
+    def error(self, cell: Cell) -> dict[str, Any] | None:
+        """What a cell that is not done failed with when it was last tried, else None."""
+        return None if self.record(cell) else _read(self.cells / cell.name / ERROR)
+
+    def keep_cell(self, cell: Cell, record: CellRecord, clip: Clip) -> None:
+        """Write a finished cell: config, clip, a preview to look at, and the record."""
+        with self._staged(self.cells / cell.name) as folder:
+            clip.save(folder / CLIP)
+            if clip.frames is not None:
+                write_mp4(clip.frames, folder / PREVIEW, cell.source.fps)
+            _write(folder / CONFIG, {"key": cell.key, "clip_bytes": _size(folder / CLIP), "config": cell.config})
+            record.write(folder / RECORD)
+
+    def keep_error(self, cell: Cell, error: BaseException) -> None:
+        """Write what a cell failed with."""
+        with self._staged(self.cells / cell.name) as folder:
+            _write(folder / CONFIG, {"key": cell.key, "config": cell.config})
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+            _write(folder / ERROR, {"type": type(error).__name__, "message": str(error), "traceback": "".join(lines)})
+
+    def reference(self, config: dict[str, Any]) -> tuple[Clip | None, str | None]:
+        """The dense clip with this config; else None and, where there is something else in its place, what is wrong."""
+        folder = self.references / reference_name(config)
+        if not folder.exists():
+            return None, None
+        about = _read(folder / CONFIG)
+        if about is None or about.get("config") != _plain(config):
+            return None, f"the reference {folder.name} is of another setting"
+        try:
+            if file_digest(folder / CLIP) != about.get("clip_sha256"):
+                return None, f"the reference {folder.name} is damaged"
+            return Clip.load(folder / CLIP), None
+        except (OSError, ValueError) as error:
+            return None, f"the reference {folder.name} cannot be read ({error})"
+
+    def keep_reference(self, config: dict[str, Any], clip: Clip, about: dict[str, Any]) -> None:
+        """Write a dense clip; `about` is added to its description: time, versions."""
+        with self._staged(self.references / reference_name(config)) as folder:
+            clip.save(folder / CLIP)
+            _write(folder / CONFIG, {"config": config, "clip_sha256": file_digest(folder / CLIP), **about})
+
+    def records(self) -> list[dict[str, Any]]:
+        """The records of all finished cells in the folder, by the names of their folders."""
+        found = (_read(folder / RECORD) for folder in sorted(self.cells.iterdir()) if _is_whole(folder))
+        return [record for record in found if record is not None and record.keys() >= FIELDS]
+
+    def _sweep(self) -> None:
+        # What a killed eval left half written; nobody else writes here now.
+        for folder in (*self.cells.iterdir(), *self.references.iterdir()):
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _staged(self, folder: Path) -> Iterator[Path]:
+        part, old = (folder.with_name(f".{folder.name}{ending}") for ending in (PART, OLD))
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            yield part
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(part, folder)
+        finally:
+            for leftover in (part, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def reference_name(config: dict[str, Any]) -> str:
+    """Name of a reference's folder."""
+    return key_of(config)[:16]
+
+
+def _is_whole(folder: Path) -> bool:
+    return not folder.name.startswith(".")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON object, None where there is none to read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _plain(values: dict[str, Any]) -> Any:
+    """As JSON reads them back: tuples as lists, whole floats as they are."""
+    return json.loads(json.dumps(values))
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
