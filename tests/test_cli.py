@@ -17,6 +17,8 @@ from typer.testing import CliRunner, Result
 import vidaccel
 from tests.tiny import generate, tiny_cogvideox, tiny_hunyuanvideo, tiny_wan
 from vidaccel.cli import app, options
+from vidaccel.eval.metrics import ON_FRAMES
+from vidaccel.eval.metrics.score import Score
 from vidaccel.methods import METHODS
 from vidaccel.methods.radial import Radial
 from vidaccel.schedule import Schedule
@@ -402,10 +404,10 @@ def test_demo_replaces_an_older_one_and_shows_a_table(
 ) -> None:
     (tmp_path / "record.json").write_text("old")
     (tmp_path / "mine.txt").write_text("mine")
-    monkeypatch.setattr("vidaccel.eval.metrics.lpips", lambda *_: (None, "pip install vidaccel[lpips]"))
+    monkeypatch.setitem(ON_FRAMES, "lpips", lambda *_: Score.missing("no pictures today"))
     result = run("demo", "--out", tmp_path, "--steps", 2, "--repeats", 1, "--prompt", "a blue square")
     assert result.exit_code == 0, result.output
-    for part in ("PSNR", "speed", "vidaccel[lpips]", "Wan2.1-T2V-14B", "HunyuanVideo", "report.html", "counted"):
+    for part in ("PSNR", "speed", "no pictures today", "Wan2.1-T2V-14B", "HunyuanVideo", "report.html", "counted"):
         assert part in result.stdout
     assert json.loads((tmp_path / "record.json").read_text())["prompt"] == "a blue square"
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"mine.txt"}

@@ -67,6 +67,20 @@ def test_mass_in_best_counts_blocks() -> None:
     torch.testing.assert_close(mass_in_best(maps, 1.0), torch.ones(2))
 
 
+def test_a_mask_that_differs_by_query_is_refused() -> None:
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    for wrong in (mask, mask[:, :, :1].float()):
+        with pytest.raises(ValueError, match="bool mask of keys"):
+            attention._keys(wrong)
+    assert attention._keys(mask[:, :, :1]).shape == (4,)
+
+
+def test_both_experts_of_wan_22_are_seen() -> None:
+    maps = attention_maps(tiny_wan(two_experts=True), "a red circle", TokenLayout(5, 4, 6), [0, 2],
+                          generation_kwargs=CALL)  # fmt: skip
+    assert set(maps) == {(step, layer) for step in (0, 2) for layer in (0, 1)}
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_every_layer_of_the_chosen_steps_is_seen(name: str) -> None:
     build, layout, layers, more = PIPELINES[name]
@@ -105,6 +119,8 @@ def test_nothing_is_left_behind() -> None:
     hooks = len(pipe.transformer._forward_pre_hooks)
     with pytest.raises(ValueError, match="no self-attention of 8 tokens was seen"):
         attention_maps(pipe, "a red circle", TokenLayout(2, 2, 2), [0], generation_kwargs=CALL)
+    with pytest.raises(ValueError, match=r"seen at steps \[7\]"):
+        attention_maps(pipe, "a red circle moves left", TokenLayout(5, 4, 6), [0, 7], generation_kwargs=CALL)
     with pytest.raises(ValueError, match="steps count from 0"):
         attention_maps(pipe, "a red circle", TokenLayout(2, 2, 2), [-1], generation_kwargs=CALL)
     assert len(pipe.transformer._forward_pre_hooks) == hooks

@@ -42,13 +42,13 @@ def attention_maps(
         generation_kwargs: for the pipeline's call; nothing is decoded.
 
     Raises:
-        ValueError: a step or block that is none, or a run in which no call of `layout` was seen.
+        ValueError: a step or block that is none, a run in which no call of `layout` was seen at one of the steps, or a
+            model whose mask is not one of keys.
     """
     if block < 1 or not steps or min(steps) < 0:
         raise ValueError(f"block={block} and steps={sorted(steps)}: a block has at least 1 token, steps count from 0")
     watch = _Watch(layout, frozenset(steps), block)
-    transformer = next(iter(experts(pipe).values()))
-    handle = transformer.register_forward_pre_hook(watch.begin_pass)
+    handles = [expert.register_forward_pre_hook(watch.begin_pass) for expert in experts(pipe).values()]
 
     def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         watch.begin_step(step + 1)
@@ -59,10 +59,12 @@ def attention_maps(
             pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), output_type="latent",
                  callback_on_step_end=on_step_end, **(generation_kwargs or {}))  # fmt: skip
     finally:
-        handle.remove()
-    if not watch.maps:
-        raise ValueError(f"no self-attention of {layout.tokens} tokens was seen at steps {sorted(steps)}: a wrong "
-                         "layout, fewer steps, or a model that does not call scaled_dot_product_attention")
+        for handle in handles:
+            handle.remove()
+    missing = sorted(set(steps) - {step for step, _ in watch.maps})
+    if missing:
+        raise ValueError(f"no self-attention of {layout.tokens} tokens was seen at steps {missing}: a wrong layout, "
+                         "fewer steps, or a model that does not call scaled_dot_product_attention")
     return watch.maps
 
 
@@ -141,6 +143,13 @@ class _Watch(TorchFunctionMode):
             return
         layer, self.layer = self.layer, self.layer + 1
         if self.step in self.steps and self.passes == 1:
-            valid = None if attn_mask is None else attn_mask[-1].reshape(-1, self.layout.tokens)[-1]
-            made = block_map(query[-1], key[-1], self.layout, self.block, mask=valid, scale=scale)
+            made = block_map(query[-1], key[-1], self.layout, self.block, mask=_keys(attn_mask), scale=scale)
             self.maps[self.step, layer] = made
+
+
+def _keys(mask: Tensor | None) -> Tensor | None:
+    """Which keys the last row of the batch may attend to."""
+    if mask is not None and (mask.dtype != torch.bool or mask[-1].numel() != mask.shape[-1]):
+        raise ValueError(f"attention maps need a bool mask of keys, one for all heads and queries; this model's is "
+                         f"{mask.dtype} of shape {list(mask.shape)}")
+    return None if mask is None else mask[-1].flatten()

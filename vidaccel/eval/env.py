@@ -14,7 +14,7 @@ from typing import Any
 import vidaccel
 
 PACKAGES = ("vidaccel", "vidaccel-miniatures", "torch", "triton", "diffusers", "transformers", "accelerate", "numpy",
-            "scikit-image", "imageio", "imageio-ffmpeg", "lpips")
+            "scikit-image", "imageio", "imageio-ffmpeg", "lpips", "stlpips-pytorch")
 
 
 def provenance() -> dict[str, Any]:
