@@ -3,7 +3,7 @@
     python miniatures/training/attention.py --family wan --out docs/attention
 
 Writes FAMILY.json (the mass that the best 25 % and 10 % of 16x16 blocks hold, for every layer and head at three
-steps) and FAMILY.png (the maps themselves).
+steps), FAMILY.md (the same as a table) and FAMILY.png (the maps themselves).
 """
 
 from __future__ import annotations
@@ -57,6 +57,27 @@ def worth(rows: list[dict[str, Any]]) -> float:
     return sum(sum(values) / len(values) >= ENOUGH for values in heads.values()) / len(heads)
 
 
+def table(facts: dict[str, Any]) -> str:
+    """The masses as a page of Markdown: a row for each layer and head."""
+    def cell(rows: list[dict[str, Any]], layer: int, head: int, step: int) -> str:
+        row = next(r for r in rows if (r["layer"], r["head"], r["step"]) == (layer, head, step))
+        return " / ".join(f"{row[f'best_{share:.0%}']:.2f}" for share in SHARES)
+
+    lines = [
+        f"# Attention of the miniature {facts['family']}", "",
+        "The share of each head's attention mass between video tokens that its best 25 % / best 10 % of",
+        f'{BLOCK}x{BLOCK} blocks hold, at three of 20 steps ("{facts["prompt"]}", seed {facts["seed"]}), and with',
+        f"random weights at step {STEPS[1]}. {facts['heads_worth']:.0%} of the heads hold at least {ENOUGH} in the",
+        f"best quarter, on average over the steps; with random weights {facts['heads_worth_random']:.0%}. Made by",
+        "`miniatures/training/attention.py`.", "",
+        f"| layer, head | {' | '.join(f'step {step}' for step in STEPS)} | random weights |", f"|---|{'--:|' * 4}",
+    ]  # fmt: skip
+    for layer, head in sorted({(row["layer"], row["head"]) for row in facts["trained"]}):
+        cells = [cell(facts["trained"], layer, head, step) for step in STEPS]
+        lines.append(f"| {layer}, {head} | {' | '.join(cells)} | {cell(facts['random'], layer, head, STEPS[1])} |")
+    return "\n".join([*lines, "", f"![Block-averaged attention of every layer and head]({facts['family']}.png)", ""])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,6 +103,7 @@ def main() -> None:
              "heads_worth_random": worth(control), "trained": rows, "random": control, **provenance()}  # fmt: skip
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / f"{family.name}.json", json.dumps(facts, indent=1) + "\n")
+    write_text(options.out / f"{family.name}.md", table(facts))
     middle = {layer: found for (step, layer), found in trained.items() if step == STEPS[1]}
     words = {layer: [f"{mass:.2f}" for mass in mass_in_best(found, SHARES[0])] for layer, found in middle.items()}
     title = f"{family.name}, step {STEPS[1]} of 20: attention, and the mass in the best quarter of the blocks"

@@ -35,8 +35,8 @@ from vidaccel_miniatures.adherence import look
 from vidaccel_miniatures.captions import held_out, prompt_for
 from vidaccel_miniatures.clips import clip_of, render
 
-SEED, SHOWN, LINE = 6_000_000, 5, 16
-"""First seed; frames a row of the picture, and the height of its text."""
+SEED, SHOWN, ROWS, LINE = 6_000_000, 5, 12, 16
+"""First seed; frames a row of the picture, its rows, and the height of its text."""
 
 
 def wanted_first() -> list[dict[str, str]]:
@@ -154,6 +154,17 @@ def measure(job: Measurement, count: int, restored: int, name: str) -> tuple[dic
     }, answers  # fmt: skip
 
 
+def page(result: dict[str, Any], drawn: Path | None) -> str:
+    """The result as a page of Markdown, with the picture if one is drawn beside it."""
+    title = f"# What the miniature {result['model']} shows when asked for held-out combinations"
+    vae = result["autoencoder"]
+    kept = f"Its autoencoder restores {vae['clips']} of these clips at {vae['psnr_mean']:.1f} dB." if vae else ""
+    steps = result["call"]["num_inference_steps"]
+    made = f"{steps} steps a clip, seeds from {result['seed']} on; made by `miniatures/training/measure.py`."
+    image = f"![Five frames of each clip, what was asked, in red what was seen instead]({drawn.name})" if drawn else ""
+    return "\n\n".join(part for part in (title, made, kept, markdown(result), image) if part) + "\n"
+
+
 def counted(least: int) -> Callable[[str], int]:
     """Reads a number of clips from `least` to as many as are held out."""
 
@@ -176,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="instead of the model's own")
     parser.add_argument("--guidance", type=float, help="instead of the model's own")
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write")
-    parser.add_argument("--picture", type=Path, help="write a picture with a row for each clip here")
+    parser.add_argument("--picture", type=Path, help="write a picture of the first clips here")
     options = parser.parse_args(arguments)
     call = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     call = {key: value for key, value in call.items() if value is not None}
@@ -186,8 +197,9 @@ def main(arguments: list[str] | None = None) -> None:
     job = Measurement(folder, options.out.with_suffix(".parts"), call, options.seed)
     result, answers = measure(job, options.count, options.restored, Path(options.model).name)
     write_text(options.out, to_json(result, indent=1) + "\n")
+    write_text(options.out.with_suffix(".md"), page(result, options.picture))
     if options.picture:
-        picture(job.parts, answers).save(options.picture, optimize=True)
+        picture(job.parts, answers[:ROWS]).save(options.picture, quality=90, optimize=True)
     print("\n" + markdown(result))
     if vae := result["autoencoder"]:
         print(f"\nautoencoder: {vae['psnr_mean']:.2f} dB on {vae['clips']} clips, the least {vae['psnr_least']:.2f} dB")
