@@ -25,17 +25,15 @@ from vidaccel.layout import TokenLayout
 from vidaccel.report.attention import attention_picture
 
 from vidaccel_miniatures import PROMPTS
-from vidaccel_miniatures.captions import MAX_TOKENS
 
 STEPS, SHARES, BLOCK, SEED = (5, 10, 15), (0.25, 0.10), 16, 0
 ENOUGH = 0.75
 """Mass in the best quarter of the blocks from which a head is worth making sparse."""
-TEXT = {"wan": {}, "hunyuanvideo": {"text_after": MAX_TOKENS}, "cogvideox": {"text_before": MAX_TOKENS}}
 
 
 def layout_of(family: str) -> TokenLayout:
     """The token grid of a large clip."""
-    return TokenLayout((FRAMES - 1) // 4 + 1, LARGE[0] // 16, LARGE[1] // 16, **TEXT[family])
+    return TokenLayout((FRAMES - 1) // 4 + 1, LARGE[0] // 16, LARGE[1] // 16, **FAMILIES[family].text)
 
 
 def masses(maps: Maps) -> list[dict[str, Any]]:

@@ -17,22 +17,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import (
-    DEVICE,
-    WEIGHTS,
-    Clock,
-    annealed,
-    hardware,
-    join_workers,
-    load_state,
-    optimizer_tensors,
-    restore_optimizer,
-    save_state,
-    share,
-)
+from common import DEVICE, WEIGHTS, hardware, join_workers, optimizer_tensors, restore_optimizer
 from encode import encode
 from families import FAMILIES
 from train_vae import crops, measure
+from vae_run import VaeRun
 
 LATENTS, NOISE = 5, 0.1
 MUON_LR, ADAM_LR = 0.02, 2e-3
@@ -94,30 +83,15 @@ class Optimizer:
         restore_optimizer(self.adam, "adam", tensors)
 
 
-class Run:
-    """A resumable training of one family's autoencoder."""
+class Run(VaeRun):
+    """A training of one family's autoencoder against the teacher's latents."""
 
     def __init__(self, family: str, work: Path, minutes: float, seed: int, rank: int) -> None:
         torch.manual_seed(seed)
-        self.family, self.work, self.seed, self.rank = FAMILIES[family], work / family, seed, rank
+        self.family = FAMILIES[family]
         self.teacher = FAMILIES["wan"].load_vae(WEIGHTS / "wan" / "vae").to(DEVICE).eval()
-        self.vae = self.family.build_vae().to(DEVICE)
-        self.optimizer = Optimizer(self.vae)
-        self.step, seconds = 0, 0.0
-        if (found := load_state(self.work, "vae_checkpoint")) is not None:
-            tensors, facts = found
-            self.vae.load_state_dict({key[4:]: value for key, value in tensors.items() if key.startswith("vae.")})
-            self.optimizer.restore(tensors)
-            self.step, seconds = facts["step"], facts["seconds"]
-        self.clock = Clock(minutes, seconds)
-        self.progress = self.clock.progress
-
-    def save(self) -> None:
-        """Write the checkpoint; only the first worker does."""
-        if self.rank == 0:
-            tensors = {f"vae.{key}": value for key, value in self.vae.state_dict().items()}
-            facts = {"step": self.step, "seconds": self.clock.spent, "seed": self.seed}
-            save_state(self.work, "vae_checkpoint", tensors | self.optimizer.tensors(), facts)
+        vae = self.family.build_vae().to(DEVICE)
+        super().__init__(work / family, vae, Optimizer(vae), minutes, seed, rank)
 
     def update(self, workers: int) -> torch.Tensor:
         """One optimizer step on this worker's batch, averaged over all; returns the errors of pixels and latents."""
@@ -126,11 +100,7 @@ class Run:
         seed = self.seed + self.step * workers + self.rank
         video = crops(seed, crop, 4 * (LATENTS + start) - 3, count).to(DEVICE)
         loss, errors = loss_of(self.vae, video, encode(self.teacher, video), start)
-        loss.backward()
-        self.progress = share([p.grad for p in self.vae.parameters() if p.grad is not None], self.clock.progress)
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.step(annealed(self.progress))
-        self.step += 1
+        self.apply(loss)
         return errors
 
 

@@ -17,21 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import (
-    DEVICE,
-    Clock,
-    annealed,
-    as_video,
-    join_workers,
-    load_state,
-    optimizer_tensors,
-    restore_optimizer,
-    save_state,
-    share,
-)
+from common import DEVICE, as_video, join_workers, optimizer_tensors, restore_optimizer
 from diffusers import AutoencoderKLWan
 from families import FAMILIES
 from families.base import LARGE, SMALL
+from vae_run import VaeRun
 
 from vidaccel_miniatures.clips import render, sample_clip
 
@@ -77,44 +67,39 @@ def loss_of(vae: AutoencoderKLWan, video: torch.Tensor) -> tuple[torch.Tensor, t
     return F.l1_loss(restored, video) + 2 * error + edges + 1e-3 * kl, error.detach()
 
 
-class Run:
-    """A training run of the autoencoder: its weights, optimizer and counters, all resumable."""
+class Adam:
+    """AdamW over all weights."""
+
+    def __init__(self, vae: torch.nn.Module) -> None:
+        self.adam = torch.optim.AdamW(vae.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-3)
+
+    def step(self, factor: float) -> None:
+        """One step with the learning rate times `factor`; gradients are cleared."""
+        self.adam.param_groups[0]["lr"] = LR * factor
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The state, flat."""
+        return optimizer_tensors(self.adam, "opt")
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Undo `tensors`."""
+        restore_optimizer(self.adam, "opt", tensors)
+
+
+class Run(VaeRun):
+    """A training of Wan's autoencoder from nothing."""
 
     def __init__(self, work: Path, minutes: float, seed: int, rank: int) -> None:
         torch.manual_seed(seed)
-        self.work, self.seed, self.rank = work / "wan", seed, rank
-        self.vae = build()
-        self.optimizer = torch.optim.AdamW(self.vae.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=1e-3)
-        self.step, seconds = 0, 0.0
-        if (found := load_state(work, "vae_checkpoint")) is not None:
-            tensors, facts = found
-            self.vae.load_state_dict(
-                {key[4:]: value for key, value in tensors.items() if key.startswith("vae.")}
-            )
-            restore_optimizer(self.optimizer, "opt", tensors)
-            self.step, seconds = facts["step"], facts["seconds"]
-        self.clock = Clock(minutes, seconds)
-        self.progress = self.clock.progress
-
-    def save(self) -> None:
-        """Write the checkpoint; only the first worker does."""
-        if self.rank == 0:
-            tensors = {f"vae.{key}": value for key, value in self.vae.state_dict().items()}
-            facts = {"step": self.step, "seconds": self.clock.spent, "seed": self.seed}
-            save_state(self.work, "vae_checkpoint", tensors | optimizer_tensors(self.optimizer, "opt"), facts)
+        vae = build()
+        super().__init__(work / "wan", vae, Adam(vae), minutes, seed, rank)
 
     def update(self, video: torch.Tensor) -> float:
-        """One optimizer step on this worker's batch, averaged over all; returns the batch's PSNR in dB."""
+        """One optimizer step on this worker's batch; returns the batch's PSNR in dB."""
         loss, error = loss_of(self.vae, video)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.progress = share(
-            [p.grad for p in self.vae.parameters() if p.grad is not None], self.clock.progress
-        )
-        torch.nn.utils.clip_grad_norm_(self.vae.parameters(), 1.0)
-        self.optimizer.param_groups[0]["lr"] = LR * annealed(self.progress)
-        self.optimizer.step()
-        self.step += 1
+        self.apply(loss)
         return float(-10 * error.div(4).log10())
 
 

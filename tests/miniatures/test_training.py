@@ -200,3 +200,23 @@ def test_clock_carries_over_earlier_seconds(common: ModuleType) -> None:
     steps = common.Steps(4, done=1)
     steps.tick()
     assert steps.progress == 0.5
+
+
+@pytest.mark.parametrize("family", ["wan", "cogvideox"])
+def test_an_autoencoders_training_goes_on_where_it_was(family: str, tmp_path: Path) -> None:
+    import match_vae
+    import train_vae
+
+    def start() -> Any:
+        if family == "wan":
+            return train_vae.Run(tmp_path, 1.0, 1, 0)
+        return match_vae.Run(family, tmp_path, 1.0, 1, 0)
+
+    run = start()
+    with torch.no_grad():
+        next(run.vae.parameters()).fill_(0.5)
+    run.step = 7
+    run.save()
+    again = start()
+    assert again.step == 7 and bool((next(again.vae.parameters()) == 0.5).all())
+    assert (tmp_path / family / "vae_checkpoint.safetensors").exists()

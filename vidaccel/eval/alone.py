@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vidaccel.eval.compare import Progress, counting
-from vidaccel.eval.evidence import SETTINGS, describe
+from vidaccel.eval.evidence import describe, generation_settings
 from vidaccel.eval.record import Record
 from vidaccel.eval.runner import WARMUP_STEPS, Run, Runner, set_aside
 
@@ -51,8 +51,7 @@ def dense_record(
     """
     return Record.capture(
         kind=kind, seed=seed, prompt=prompt, negative_prompt=call.get("negative_prompt"), model=describe(pipe, name),
-        settings={key: call[key] for key in SETTINGS}
-        | {"fps": fps, "dtype": str(pipe.transformer.dtype).removeprefix("torch."), "device": str(pipe.device)},
+        settings=generation_settings(pipe, call, fps),
         method={}, schedule={}, backend=None, layout=None, density=None, calls={}, timing=_timing(runs), metrics={},
         notes=notes, mask_png=None, real_sizes=[], files=dict(FILES),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vidaccel.eval.compare import Comparison
@@ -31,13 +32,18 @@ def comparison_record(
     layers = int(dense_layers * model["layers"]) if isinstance(dense_layers, float) else dense_layers
     return Record.capture(
         kind=kind, seed=seed, prompt=prompt, negative_prompt=call.get("negative_prompt"), model=model,
-        settings={key: call[key] for key in SETTINGS}
-        | {"fps": fps, "dtype": str(pipe.transformer.dtype).removeprefix("torch."), "device": str(pipe.device)},
+        settings=generation_settings(pipe, call, fps),
         method=values["method"], schedule=values["schedule"], backend=values["backend"], layout=values["layout"],
         density=values["density"], calls=values["calls"], timing=comparison.timing(), metrics=comparison.metrics,
         notes=[*values["notes"], *_notes(pipe, model, values["layout"])], mask_png=mask_png,
         real_sizes=real_sizes(values["method"]["name"], layers), files=dict(FILES),
     )  # fmt: skip
+
+
+def generation_settings(pipe: Any, call: Mapping[str, Any], fps: float) -> dict[str, Any]:
+    """Size, frames, steps and guidance of a call, and on what it ran, JSON-ready."""
+    dtype = str(pipe.transformer.dtype).removeprefix("torch.")
+    return {key: call[key] for key in SETTINGS} | {"fps": fps, "dtype": dtype, "device": str(pipe.device)}
 
 
 def describe(pipe: Any, name: str) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Family(ABC):
     """Whether the guidance scale is an input of the transformer, which is trained to follow it in one pass."""
     guidance: ClassVar[float] = 3.0
     """Guidance scale of the pipeline's call."""
+    text: ClassVar[dict[str, int]] = {}
+    """Text tokens in the sequence of self-attention, as fields of a `TokenLayout`."""
     call: ClassVar[dict[str, Any]] = {}
     """Further arguments of the pipeline's call."""
 

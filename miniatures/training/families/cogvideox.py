@@ -30,6 +30,7 @@ class CogVideoX(Family):
     """See the module."""
 
     name = "cogvideox"
+    text = {"text_before": MAX_TOKENS}
 
     def build_vae(self) -> AutoencoderKLCogVideoX:
         return AutoencoderKLCogVideoX(

@@ -16,6 +16,8 @@ from text import WIDTH, build_tokenizer, frozen, tokens
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, LlamaConfig, LlamaModel
 
+from vidaccel_miniatures.captions import MAX_TOKENS
+
 from . import flow
 from .base import LATENT_CHANNELS, Family, Text
 
@@ -31,6 +33,7 @@ class HunyuanVideo(Family):
     name = "hunyuanvideo"
     vae_pieces = True
     distilled = True
+    text = {"text_after": MAX_TOKENS}
     # The pipeline's own template would be cut off by a count of another tokenizer's tokens.
     call = {"prompt_template": {"template": "{}", "crop_start": 0}}
 
