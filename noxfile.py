@@ -24,7 +24,7 @@ HOSTS = {
     "0.38.0": "transformers==5.23.0",
     "0.42.1": "transformers==5.23.0",
 }
-TESTS = ["tests/test_bit_identical.py"]
+TESTS = ["tests/test_bit_identical.py", "tests/pipelines"]
 
 
 @nox.session

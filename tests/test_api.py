@@ -73,22 +73,23 @@ def test_profile_sets_everything_and_options_override(pipe, tmp_path):
     profile.save(tmp_path / "p.json")
     for given in (profile, str(tmp_path / "p.json"), tmp_path / "p.json"):
         with vidaccel.enable(pipe, given, block=16) as session:
-            assert session.method == vidaccel.METHODS["radial"](decay=0.5, block=16)
-            assert session.min_tokens == 77 and session.schedule == vidaccel.Schedule(dense_first_steps=3)
+            assert session.setting.method == vidaccel.METHODS["radial"](decay=0.5, block=16)
+            assert session.setting.min_tokens == 77
+            assert session.setting.schedule == vidaccel.Schedule(dense_first_steps=3)
 
 
 def test_a_density_replaces_a_profiles_decay(pipe):
     with vidaccel.enable(pipe, Profile("radial", {"decay": 0.5, "block": 32}), density=0.4) as session:
-        assert session.method == vidaccel.METHODS["radial"](density=0.4, block=32)
+        assert session.setting.method == vidaccel.METHODS["radial"](density=0.4, block=32)
 
 
 def test_bare_call_takes_radial_with_the_familys_defaults_and_i2v_its_own_schedule(pipe):
     with vidaccel.enable(pipe) as session:
-        assert session.method == vidaccel.METHODS["radial"](decay=0.2)
-        assert session.schedule.dense_first_steps == 0.25
+        assert session.setting.method == vidaccel.METHODS["radial"](decay=0.2)
+        assert session.setting.schedule.dense_first_steps == 0.25
     for image in (tiny.tiny_wan(image=True, clip=True), tiny.tiny_wan(image=True, expand_timesteps=True)):
         with vidaccel.enable(image) as session:
-            assert session.schedule.dense_first_steps == 0.35
+            assert session.setting.schedule.dense_first_steps == 0.35
 
 
 def test_parallel_config_is_refused_while_enabled(pipe):

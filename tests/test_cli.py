@@ -345,9 +345,9 @@ OTHERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.fixture(params=list(OTHERS))
-def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
-          monkeypatch: pytest.MonkeyPatch) -> str:  # fmt: skip
-    """A miniature of a family without sparse attention; its name."""
+def another(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory,
+            monkeypatch: pytest.MonkeyPatch) -> str:  # fmt: skip
+    """A miniature of another family than Wan; its name."""
     build, more = OTHERS[request.param]
     path = tmp_path_factory.mktemp("model") / request.param
     build().save_pretrained(path)
@@ -356,6 +356,20 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                            generation_defaults=lambda name: dict(call))  # fmt: skip
     monkeypatch.setitem(sys.modules, "vidaccel_miniatures", fake)
     return f"miniature:{request.param}"
+
+
+@pytest.fixture
+def other(another: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A miniature of a family that has no sparse attention; its name."""
+    monkeypatch.delitem(vidaccel.pipelines.families(), another.removeprefix("miniature:"))
+    return another
+
+
+def test_demo_of_every_family_is_sparse(another: str, tmp_path: Path) -> None:
+    result = run("demo", "--model", another, "--out", tmp_path / "demo", "--steps", 4, "--repeats", 1, "--json")
+    assert result.exit_code == 0, result.output
+    values = json.loads(result.stdout)
+    assert values["calls"]["sparse"] > 0 and {path.name for path in (tmp_path / "demo").iterdir()} == FILES
 
 
 def test_demo_of_a_family_without_sparse_attention_is_dense(other: str, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def sparse(pipe):
         return tiny.generate(pipe)
 
 
-def test_compiled_block_is_one_graph_for_all_layers_and_steps(pipe):
+def test_compiled_block_is_one_dense_and_one_sparse_graph_for_all_layers_and_steps(pipe):
     expected = sparse(pipe)
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
@@ -37,7 +37,7 @@ def test_compiled_block_is_one_graph_for_all_layers_and_steps(pipe):
         block.compile(fullgraph=True, backend=counter)
     with vidaccel.enable(pipe, **SETTING) as session:
         found = tiny.generate(pipe)
-    assert counter.frame_count == 1
+    assert counter.frame_count == 2
     assert session.summary().to_dict()["calls"] == {"sparse": 12, "dense": 4}
     assert np.array_equal(found, expected)
 
@@ -116,5 +116,12 @@ def test_attention_backend_of_diffusers_is_passed_on(pipe):
 def test_whole_transformer_compiled(pipe):
     expected = sparse(pipe)
     torch._dynamo.reset()
-    pipe.transformer.compile(backend="eager")
-    assert np.array_equal(sparse(pipe), expected)
+    counter = torch._dynamo.testing.CompileCounter()
+    pipe.transformer.compile(fullgraph=True, backend=counter)
+    with vidaccel.enable(pipe, **SETTING) as session:
+        found = tiny.generate(pipe)
+        assert np.array_equal(tiny.generate(pipe), expected)
+    # Four steps of two guidance passes, the first step dense: one graph for dense calls, one for sparse ones.
+    assert counter.frame_count == 2
+    assert session.summary().to_dict()["calls"] == {"sparse": 12, "dense": 4}
+    assert np.array_equal(found, expected)

@@ -45,6 +45,23 @@ def test_neighbouring_blocks_are_one_range(case):
     assert len(mask.ranges) == int(rises.sum())
 
 
+def test_a_mask_is_made_without_waiting_for_its_blocks():
+    """On a device without data nothing can be read: all shapes are known beforehand, and the slack is empty."""
+    blocks = torch.rand(3, 7, 9) < 0.4
+    roomy = BlockMask.from_blocks(blocks.to("meta"), 16, 8, 110, 70)
+    assert roomy.ranges.shape == (3 * 7 * 5, 2) and roomy.offsets.shape == (3, 8)
+    mask = BlockMask.from_blocks(blocks, 16, 8, 110, 70)
+    slack = torch.zeros(3 * 7 * 5 - len(mask.ranges), 2, dtype=torch.int32)
+    roomy = BlockMask(mask.offsets, torch.cat([mask.ranges, slack]), 16, 8, 110, 70)
+    roomy.validate()
+    assert torch.equal(roomy.to_dense(), mask.to_dense()) and torch.equal(roomy.trimmed().ranges, mask.ranges)
+    layout = TokenLayout(1, 1, 70)
+    assert AttentionPlan(roomy).density(layout) == AttentionPlan(mask).density(layout)
+    roomy.ranges[-1] = torch.tensor([3, 5])
+    with pytest.raises(ValueError, match="what follows"):
+        roomy.validate()
+
+
 @settings(max_examples=80, deadline=None)
 @given(block_maps())
 def test_row_of_range(case):

@@ -151,6 +151,16 @@ def test_a_layer_outside_its_transformer_is_an_error(pipe):
         pipe.transformer.blocks[0].attn1(torch.randn(1, 8, 128))
 
 
+def test_processors_replaced_after_enable_are_an_error(pipe):
+    session = vidaccel.enable(pipe, "radial", block=16, **SPARSE)
+    module = pipe.transformer.blocks[1].attn1
+    ours, module.processor = module.processor, session._experts[0].layers[1].stock
+    with pytest.raises(RuntimeError, match="WanTransformer3DModel were replaced after sparse attention was enabled"):
+        tiny.generate(pipe)
+    module.processor = ours
+    tiny.generate(pipe)
+
+
 def test_a_bare_transformer(pipe):
     transformer, method = pipe.transformer, Recorder()
     call = {"hidden_states": torch.randn(1, 16, 5, 8, 12), "encoder_hidden_states": torch.randn(1, 7, tiny.TEXT_DIM)}

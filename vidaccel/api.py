@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from vidaccel import kernels
@@ -16,7 +15,7 @@ from vidaccel.methods import method as make_method
 from vidaccel.pipelines import experts, family_of
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
-from vidaccel.session import ATTRIBUTE, Session
+from vidaccel.session import ATTRIBUTE, Session, Setting
 from vidaccel.summary import Summary
 
 MIN_TOKENS = 8192
@@ -31,6 +30,8 @@ def enable(
     backend: str = "auto",
     min_tokens: int | None = None,
     num_inference_steps: int | None = None,
+    precision: str | None = None,
+    check_finite: bool = False,
     **options: Any,
 ) -> Session:
     """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
@@ -40,9 +41,14 @@ def enable(
         method: a method's name, a `Method`, a `Profile` or the path of one (ending in ".json"). Without it, the profile
             in the model's folder or shipped for the model, else "radial" with the family's defaults.
         schedule: which steps and layers stay dense; the profile's or the family's by default.
-        backend: "auto", "triton", "cpu" or "reference".
+        backend: "auto", "triton", "cpu", "flex" or "reference".
         min_tokens: calls with fewer tokens stay dense.
         num_inference_steps: steps of a run, for bare transformers; pipelines know it.
+        precision: "int8" (scores in INT8, values in fp16) or "fp8" (scores in INT8, values in e4m3) to compute sparse
+            calls in fewer bits; the summary then has the error against the model's own type. The profile's by default,
+            else None: the model's own type.
+        check_finite: stop with an error that names layer and step where an attention output is not finite. For
+            debugging: it waits for the GPU in every call.
         options: fields of the method, such as ``density=0.25``.
 
     Returns:
@@ -50,6 +56,8 @@ def enable(
 
     Raises:
         ValueError: whatever cannot be done, before anything is changed; what was enabled stays enabled.
+
+    With `precision`, INT8 scores follow SageAttention (Zhang et al., 2024).
     """
     modules = experts(target)
     transformer = next(iter(modules.values()))
@@ -65,8 +73,11 @@ def enable(
         min_tokens = profile.min_tokens if profile and profile.min_tokens is not None else MIN_TOKENS
     if not isinstance(min_tokens, int) or min_tokens < 0:
         raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
-    _check_backend(backend, target, transformer)
-    session = Session(target, modules, chosen, resolved, backend, min_tokens, num_inference_steps)
+    precision = profile.precision if precision is None and profile else precision
+    device = getattr(target, "_execution_device", None) or transformer.device
+    kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
+    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite)
+    session = Session(target, modules, setting)
     _replace(modules, session)
     return session
 
@@ -129,8 +140,3 @@ def _method(method: Any, profile: Profile | None, family: str, options: dict[str
         raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
     return make_method(method or "radial", family, **options)
 
-
-def _check_backend(backend: str, target: Any, transformer: Any) -> None:
-    heads, head_dim = family_of(transformer).heads(transformer)
-    device = getattr(target, "_execution_device", None) or transformer.device
-    kernels.choose(backend, torch.empty(1, 1, heads, head_dim, dtype=transformer.dtype, device=device))

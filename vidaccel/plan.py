@@ -1,142 +1,16 @@
-"""What one attention call computes, as data: key ranges per query tile, never a tokens x tokens mask."""
+"""What one attention call computes, as data: a mask, orders of the tokens, and keys that stand for groups of others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from vidaccel.layout import TokenLayout
+from vidaccel.mask import BlockMask
 
-
-@dataclass(frozen=True, eq=False)
-class BlockMask:
-    """The key ranges that each tile of query rows attends to, in CSR form.
-
-    Tile ``t`` holds query rows ``[t * query_block, min((t + 1) * query_block, queries))``. Pattern ``p`` of tile ``t``
-    attends to the keys of ``ranges[offsets[p, t]:offsets[p, t + 1]]``, each a sorted, disjoint, non-empty
-    ``[start, end)``. Ranges are token-exact: what they name is attended, nothing else.
-
-    Args:
-        offsets: int32 ``[patterns, tiles + 1]``, positions in `ranges`; patterns is 1 (all heads share), heads, or
-            batch * heads (batch row slowest).
-        ranges: int32 ``[count, 2]``.
-        query_block, key_block: tile sizes in tokens; `key_block` is the granularity that the plan was made with.
-        queries, keys: sequence lengths in tokens.
-
-    Raises:
-        ValueError: shapes or types that do not fit together; `validate` checks the contents.
-    """
-
-    offsets: Tensor
-    ranges: Tensor
-    query_block: int
-    key_block: int
-    queries: int
-    keys: int
-    _copies: dict[torch.device, BlockMask] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        if min(self.query_block, self.key_block, self.queries, self.keys) < 1:
-            raise ValueError("blocks and lengths of a BlockMask are at least one token")
-        if self.offsets.dtype != torch.int32 or self.ranges.dtype != torch.int32:
-            raise ValueError(f"a BlockMask is int32, got {self.offsets.dtype} and {self.ranges.dtype}")
-        if self.offsets.ndim != 2 or self.offsets.shape[1] != self.tiles + 1:
-            raise ValueError(f"offsets are [patterns, {self.tiles + 1}], got {list(self.offsets.shape)}")
-        if self.ranges.ndim != 2 or self.ranges.shape[1] != 2:
-            raise ValueError(f"ranges are [count, 2], got {list(self.ranges.shape)}")
-
-    @classmethod
-    def from_blocks(cls, blocks: Tensor, query_block: int, key_block: int, queries: int, keys: int) -> BlockMask:
-        """Merge adjacent blocks of a boolean map ``[patterns, query blocks, key blocks]`` into ranges.
-
-        Memory is a few bytes per block. The last range of a row is cut at `keys`.
-        """
-        expected = (-(-queries // query_block), -(-keys // key_block))
-        if blocks.ndim != 3 or tuple(blocks.shape[1:]) != expected or blocks.dtype != torch.bool:
-            raise ValueError(
-                f"a block map is bool [patterns, {expected[0]}, {expected[1]}], got {blocks.dtype} {list(blocks.shape)}"
-            )
-        edge = torch.nn.functional.pad(blocks, (1, 1))
-        starts = (edge[..., 1:-1] & ~edge[..., :-2]).nonzero()
-        ends = (edge[..., 1:-1] & ~edge[..., 2:]).nonzero()
-        ranges = torch.stack([starts[:, 2] * key_block, (ends[:, 2] + 1) * key_block], dim=1).clamp_(max=keys)
-        row = starts[:, 0] * expected[0] + starts[:, 1]
-        counts = torch.bincount(row, minlength=blocks.shape[0] * expected[0])
-        ends_of_rows = counts.cumsum(0).view(blocks.shape[0], -1)
-        first = torch.cat([ends_of_rows.new_zeros(1), ends_of_rows[:-1, -1]])[:, None]
-        offsets = torch.cat([first, ends_of_rows], dim=1)
-        return cls(offsets.int(), ranges.int(), query_block, key_block, queries, keys)
-
-    @classmethod
-    def full(cls, queries: int, keys: int, query_block: int = 128, key_block: int = 128) -> BlockMask:
-        """A mask that keeps every pair: one range per tile."""
-        tiles = -(-queries // query_block)
-        offsets = torch.arange(tiles + 1, dtype=torch.int32)[None]
-        ranges = torch.tensor([[0, keys]], dtype=torch.int32).repeat(tiles, 1)
-        return cls(offsets, ranges, query_block, key_block, queries, keys)
-
-    @property
-    def patterns(self) -> int:
-        """Rows of `offsets`: 1, heads, or batch * heads."""
-        return self.offsets.shape[0]
-
-    @property
-    def tiles(self) -> int:
-        """Query tiles per pattern."""
-        return -(-self.queries // self.query_block)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held by the plan's tensors."""
-        return self.offsets.nbytes + self.ranges.nbytes
-
-    def to(self, device: torch.device | str) -> BlockMask:
-        """The same mask on `device`; copies are kept, so asking again is free."""
-        device = torch.device(device)
-        if device == self.offsets.device:
-            return self
-        if device not in self._copies:
-            self._copies[device] = BlockMask(
-                self.offsets.to(device),
-                self.ranges.to(device),
-                self.query_block,
-                self.key_block,
-                self.queries,
-                self.keys,
-            )
-        return self._copies[device]
-
-    def row_of_range(self) -> Tensor:
-        """For each range its (pattern * tiles + tile): int64 ``[count]``."""
-        counts = (self.offsets[:, 1:] - self.offsets[:, :-1]).flatten()
-        return torch.repeat_interleave(counts.long())
-
-    def validate(self) -> None:
-        """Check the contents: every range in bounds, non-empty, sorted and disjoint within its row.
-
-        Raises:
-            ValueError: what is wrong. Reads the tensors, so it waits for a GPU.
-        """
-        offsets, (start, end) = self.offsets.long(), self.ranges.long().unbind(1)
-        ordered = bool((offsets[:, 1:] >= offsets[:, :-1]).all()) and bool((offsets[1:, 0] == offsets[:-1, -1]).all())
-        if not ordered or int(offsets[0, 0]) != 0 or int(offsets[-1, -1]) != len(self.ranges):
-            raise ValueError("offsets of a BlockMask must rise from 0 to the number of ranges")
-        if bool(((start < 0) | (end > self.keys) | (start >= end)).any()):
-            raise ValueError(f"a BlockMask holds an empty range or one outside [0, {self.keys})")
-        row = self.row_of_range()
-        if bool(((row[1:] == row[:-1]) & (start[1:] < end[:-1])).any()):
-            raise ValueError("ranges of a BlockMask row overlap or are not sorted")
-
-    def to_dense(self) -> Tensor:
-        """The boolean ``[patterns, queries, keys]`` mask, for tests and pictures of small grids only."""
-        steps = torch.zeros(self.patterns * self.tiles, self.keys + 1, dtype=torch.int32, device=self.ranges.device)
-        row, (start, end) = self.row_of_range(), self.ranges.long().unbind(1)
-        one = torch.ones_like(row, dtype=torch.int32)
-        steps.index_put_((row, start), one, accumulate=True).index_put_((row, end), -one, accumulate=True)
-        tiles = steps.cumsum(1)[:, :-1].bool().view(self.patterns, self.tiles, self.keys)
-        return tiles.repeat_interleave(self.query_block, dim=1)[:, : self.queries]
+__all__ = ["AttentionPlan", "BlockMask", "Density", "ExtraKeys"]
 
 
 @dataclass(frozen=True)
@@ -148,37 +22,145 @@ class Density:
     video_density: float
     """Attended over video-video pairs: what is requested, tabled and compared."""
     computed_density: float
-    """As `density`, with the padding of the last query tile and of every range to whole key blocks."""
+    """As `density`, with the padding of the last query tile and of every range to whole key blocks, and extra keys."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExtraKeys:
+    """More keys and values that enter the same softmax, such as the means of the groups that a plan skips.
+
+    Args:
+        key, value: ``[batch, groups, heads, head_dim]``, of the query's type and device.
+        bias: fp32 ``[patterns, tiles, groups]`` on the tiles of the plan's mask, added to the scaled scores (natural
+            logarithm: a group of n tokens stands for them with ``log(n)``); ``-inf`` where a tile does not see a group.
+
+    Raises:
+        ValueError: shapes or types that do not fit together.
+    """
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor
+
+    def __post_init__(self) -> None:
+        if self.key.ndim != 4 or self.key.shape != self.value.shape:
+            raise ValueError(
+                f"extra keys and values are both [batch, groups, heads, head_dim], got {list(self.key.shape)} and "
+                f"{list(self.value.shape)}"
+            )
+        if self.bias.dtype != torch.float32 or self.bias.ndim != 3 or self.bias.shape[2] != self.groups:
+            raise ValueError(
+                f"the bias of extra keys is float32 [patterns, tiles, {self.groups}], got {self.bias.dtype} "
+                f"{list(self.bias.shape)}"
+            )
+
+    @property
+    def groups(self) -> int:
+        """Extra keys of a head."""
+        return self.key.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
     """What one attention call computes.
 
+    The plan's sequence is an order of the tokens: position ``i`` is token ``order[i]``. The mask speaks of positions;
+    outputs go back to the tokens' own places. Keys that are padding come last in a key order.
+
     Args:
         mask: the key ranges; None is dense attention.
+        query_order, key_order: int32 ``[rows, tokens]``, each row a permutation; rows is 1, heads or batch * heads
+            (batch row slowest). None is the natural order.
+        extra: more keys in the same softmax.
         notes: what the method wants the user to know, shown once in the summary.
+
+    Raises:
+        ValueError: parts that do not fit together.
     """
 
     mask: BlockMask | None = None
+    query_order: Tensor | None = None
+    key_order: Tensor | None = None
+    extra: ExtraKeys | None = None
     notes: tuple[str, ...] = ()
 
-    def density(self, layout: TokenLayout) -> Density:
-        """The three densities of this plan over `layout`, from the ranges themselves."""
+    def __post_init__(self) -> None:
+        parts = (self.query_order, self.key_order, self.extra)
         if self.mask is None:
-            return Density(1.0, 1.0, 1.0)
-        return Density(*(_pairs(self.mask, layout, kind) for kind in ("all", "video", "padded")))
+            if any(part is not None for part in parts):
+                raise ValueError("a dense plan (mask=None) has no orders and no extra keys")
+            return
+        for name, order, tokens in (
+            ("query_order", self.query_order, self.mask.queries), ("key_order", self.key_order, self.mask.keys),
+        ):  # fmt: skip
+            if order is not None and (order.dtype != torch.int32 or order.ndim != 2 or order.shape[1] != tokens):
+                raise ValueError(f"{name} is int32 [rows, {tokens}], got {order.dtype} {list(order.shape)}")
+        if self.extra is not None and self.extra.bias.shape[1] != self.mask.tiles:
+            raise ValueError(f"extra keys have a bias for {self.extra.bias.shape[1]} tiles, the mask {self.mask.tiles}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether the mask is all there is: no orders and no extra keys."""
+        return self.query_order is None and self.key_order is None and self.extra is None
+
+    def to(self, device: torch.device | str) -> AttentionPlan:
+        """The same plan on `device`; the plan itself if it is there."""
+        device = torch.device(device)
+        extra = self.extra and (self.extra.key, self.extra.value, self.extra.bias)
+        mask, tensors = self.mask, (self.query_order, self.key_order, *(extra or ()))
+        if mask is None or all(each is None or each.device == device for each in (mask.offsets, *tensors)):
+            return self
+        query_order, key_order = (None if each is None else each.to(device) for each in tensors[:2])
+        moved = ExtraKeys(*(each.to(device) for each in extra)) if extra else None
+        return AttentionPlan(mask.to(device), query_order, key_order, moved, self.notes)
+
+    def density(self, layout: TokenLayout) -> Density:
+        """The three densities of this plan over `layout`, from the ranges themselves. Waits for a GPU."""
+        return Density(*self.densities(layout).tolist())
+
+    def densities(self, layout: TokenLayout) -> Tensor:
+        """What `density` says, in its order, as float64 ``[3]`` on the plan's device: nothing waits."""
+        if self.mask is None:
+            return torch.ones(3, dtype=torch.float64)
+        extra = self.extra.groups / self.mask.keys if self.extra else 0.0
+        shares = torch.stack([_pairs(self.mask), _video_pairs(self, layout), _computed(self.mask)])
+        return shares + torch.tensor([0.0, 0.0, extra], dtype=torch.float64, device=shares.device)
 
 
-def _pairs(mask: BlockMask, layout: TokenLayout, kind: str) -> float:
-    """Share of pairs kept: of all, of video-video ones, or with tile padding (`kind`)."""
-    tile = mask.row_of_range() % mask.tiles
+def _pairs(mask: BlockMask) -> Tensor:
+    """Share of all query-key pairs that the ranges name."""
+    first = mask.row_of_range() % mask.tiles * mask.query_block
+    rows = (first + mask.query_block).clamp(max=mask.queries) - first
     start, end = mask.ranges.long().unbind(1)
-    first, last = tile * mask.query_block, (tile + 1) * mask.query_block
-    if kind == "padded":
-        rows, keys = last - first, -(-(end - start) // mask.key_block) * mask.key_block
-        return float((rows * keys).sum()) / (mask.patterns * mask.queries * mask.keys)
-    lo, hi = (layout.video_start, layout.video_end) if kind == "video" else (0, layout.tokens)
-    rows = (last.clamp(max=hi) - first.clamp(min=lo)).clamp(min=0)
-    keys = (end.clamp(max=hi) - start.clamp(min=lo)).clamp(min=0)
-    return float((rows * keys).sum()) / (mask.patterns * (hi - lo) ** 2)
+    return (rows * (end - start)).sum().double() / (mask.patterns * mask.queries * mask.keys)
+
+
+def _computed(mask: BlockMask) -> Tensor:
+    """As `_pairs`, with whole tiles and with ranges rounded up to key blocks."""
+    start, end = mask.ranges.long().unbind(1)
+    keys = (end - start + mask.key_block - 1) // mask.key_block * mask.key_block
+    return keys.sum().double() * mask.query_block / (mask.patterns * mask.queries * mask.keys)
+
+
+def _video_pairs(plan: AttentionPlan, layout: TokenLayout) -> Tensor:
+    """Share of the video-video pairs that the plan keeps."""
+    mask = plan.mask
+    assert mask is not None
+    queries, keys = (_video_before(plan.query_order, mask.queries, layout, mask.ranges.device),
+                     _video_before(plan.key_order, mask.keys, layout, mask.ranges.device))  # fmt: skip
+    # A shared mask with an order per head is a lane per order: each has its own text in its ranges.
+    times = max(1, len(queries) // mask.patterns, len(keys) // mask.patterns)
+    lane, tile = mask.row_of_range() // mask.tiles, mask.row_of_range() % mask.tiles
+    lane = (lane[None] + mask.patterns * torch.arange(times, device=lane.device)[:, None]).flatten()
+    start, end, tile = (each.repeat(times) for each in (*mask.ranges.long().unbind(1), tile))
+    first, last = tile * mask.query_block, ((tile + 1) * mask.query_block).clamp(max=mask.queries)
+    rows = queries[lane % len(queries), last] - queries[lane % len(queries), first]
+    columns = keys[lane % len(keys), end] - keys[lane % len(keys), start]
+    return (rows * columns).sum().double() / (times * mask.patterns * layout.video_tokens**2)
+
+
+def _video_before(order: Tensor | None, tokens: int, layout: TokenLayout, device: torch.device) -> Tensor:
+    """Video tokens before each position: int64 ``[rows, tokens + 1]``."""
+    token = torch.arange(tokens, device=device)[None] if order is None else order.to(device)
+    is_video = (token >= layout.video_start) & (token < layout.video_end)
+    return torch.nn.functional.pad(is_video.cumsum(1), (1, 0))

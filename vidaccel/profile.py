@@ -25,6 +25,7 @@ class Profile:
         options: its options.
         schedule: fields of a `Schedule`; empty for the family's own.
         min_tokens: calls with fewer tokens stay dense; None for the default.
+        precision: of sparse calls, as in `vidaccel.enable`; None for the model's own type.
         models: repository ids that it is for.
         source: where the numbers come from.
     """
@@ -33,6 +34,7 @@ class Profile:
     options: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, float] = field(default_factory=dict)
     min_tokens: int | None = None
+    precision: str | None = None
     models: tuple[str, ...] = ()
     source: str = ""
 
@@ -67,6 +69,7 @@ class Profile:
             "options": dict,
             "schedule": dict,
             "min_tokens": (int, type(None)),
+            "precision": (str, type(None)),
             "models": list,
             "source": str,
         }

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidaccel import kernels
+from vidaccel import debug, kernels
 from vidaccel.clock import Clock
-from vidaccel.kernels.op import handle
+from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.pipelines import family_of
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.plan import AttentionPlan, Density
+from vidaccel.pipelines.base import Call, Family, Mode, Processor
+from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule, StepPlan
 from vidaccel.site import Site
 from vidaccel.summary import Summary, Tally
@@ -36,11 +36,11 @@ class Layer:
         self.index = index
         self.module = module
         self.stock = module.processor
-        self.processor: Processor = family.processor(self.stock, handle(self))
+        self.processor: Processor = family.processor(self.stock, op.handle(self))
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
         """Dense or sparse attention, as the session decides for this moment of the run."""
-        return self.session.attend(self, query, key, value)
+        return self.session.attend(self, query, key, value, key_lengths)
 
     def patch(self) -> None:
         """Put our processor in place."""
@@ -50,6 +50,34 @@ class Layer:
         """Put the very same stock processor back, unless someone else has replaced ours."""
         if self.module.processor is self.processor:
             self.module.processor = self.stock
+
+
+class Expert:
+    """One patched transformer: its layers, and the hook before its forward."""
+
+    def __init__(self, session: Session, name: str, transformer: nn.Module) -> None:
+        self.session, self.name, self.transformer = session, name, transformer
+        self.family = family_of(transformer)
+        modules: list[Any] = self.family.sites(transformer)
+        foreign = [type(module.processor).__name__ for module in modules if not self.family.stock(module.processor)]
+        if foreign:
+            raise ValueError(
+                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
+                "diffusers' own: remove what set it before enabling sparse attention"
+            )
+        self.layers = [Layer(session, name, index, self.family, module) for index, module in enumerate(modules)]
+
+    def before_forward(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
+        """Tell the session of a transformer call, and the layers how to attend in it."""
+        if any(layer.module.processor is not layer.processor for layer in self.layers):
+            raise RuntimeError(
+                f"attention processors of {type(transformer).__name__} were replaced after sparse attention was enabled, "
+                "as fuse_qkv_projections() does: disable it, then enable it again"
+            )
+        call = Call(args, kwargs)
+        layout, timestep = self.family.layout(transformer, call), self.family.timestep(call)
+        self.session.begin(self, float(timestep.max()), layout)
+        self.session.set_modes(self, timestep.device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +91,19 @@ class Moment:
     plan: StepPlan
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What the user chose; see `vidaccel.enable`."""
+
+    method: Method
+    schedule: Schedule
+    backend: str
+    min_tokens: int
+    steps: int | None
+    precision: str | None = None
+    check_finite: bool = False
+
+
 class Session:
     """Sparse attention on one pipeline or transformer, from `attach` to `detach`; also a context manager.
 
@@ -70,33 +111,26 @@ class Session:
     guidance branch and layer, and is dropped when a new generation begins.
     """
 
-    def __init__(
-        self,
-        owner: Any,
-        experts: dict[str, nn.Module],
-        method: Method,
-        schedule: Schedule,
-        backend: str,
-        min_tokens: int,
-        steps: int | None,
-    ) -> None:
-        self.method, self.schedule, self.backend, self.min_tokens = method, schedule, backend, min_tokens
+    def __init__(self, owner: Any, experts: dict[str, nn.Module], setting: Setting) -> None:
+        self.setting = setting
         self.runs = 0
         self._owner = weakref.ref(owner)
-        self._experts = experts
-        self._clock = Clock(steps)
+        self._modules = experts
+        self._clock = Clock(setting.steps)
         self._moment: Moment | None = None
         self._tally = Tally()
         self._state: dict[tuple[str, str, int], dict[str, Any]] = {}
-        self._layers: dict[str, list[Layer]] = {}
+        self._experts: list[Expert] = []
         self._hooks: list[Any] = []
-        # Per instance, so that the cache dies with the session.
+        # Per instance, so that the caches die with the session.
         self._static = functools.lru_cache(LAYOUTS_KEPT)(self._make_static)
+        self._static_on = functools.lru_cache(LAYOUTS_KEPT)(self._move_static)
+        self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
 
     @property
     def family(self) -> Family:
         """The family of the patched model."""
-        return family_of(next(iter(self._experts.values())))
+        return family_of(next(iter(self._modules.values())))
 
     def attach(self) -> None:
         """Patch every expert; on an error nothing stays patched.
@@ -105,38 +139,31 @@ class Session:
             ValueError: an attention layer has a processor that is not the family's own.
         """
         try:
-            for expert, transformer in self._experts.items():
-                self._attach(expert, transformer)
+            for name, transformer in self._modules.items():
+                self._attach(Expert(self, name, transformer))
         except BaseException:
             self.detach()
             raise
 
-    def _attach(self, expert: str, transformer: nn.Module) -> None:
-        family = family_of(transformer)
-        modules: list[Any] = family.sites(transformer)
-        foreign = [type(module.processor).__name__ for module in modules if not family.stock(module.processor)]
-        if foreign:
-            raise ValueError(
-                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
-                "diffusers' own: remove what set it before enabling sparse attention"
-            )
-        self._layers[expert] = [Layer(self, expert, i, family, module) for i, module in enumerate(modules)]
-        for layer in self._layers[expert]:
+    def _attach(self, expert: Expert) -> None:
+        self._experts.append(expert)
+        for layer in expert.layers:
             layer.patch()
-        hook = functools.partial(self._before_forward, expert, family)
-        self._hooks.append(transformer.register_forward_pre_hook(torch.compiler.disable(hook), with_kwargs=True))
-        setattr(transformer, ATTRIBUTE, self)
+        # Never compiled: a compiler then guards on the modes that the hook sets, one graph for each.
+        hook = torch.compiler.disable(expert.before_forward)
+        self._hooks.append(expert.transformer.register_forward_pre_hook(hook, with_kwargs=True))
+        setattr(expert.transformer, ATTRIBUTE, self)
 
     def detach(self) -> None:
         """Undo everything that `attach` did; harmless when there is nothing to undo."""
         for hook in self._hooks:
             hook.remove()
-        for layer in (layer for layers in self._layers.values() for layer in layers):
+        for layer in (layer for expert in self._experts for layer in expert.layers):
             layer.restore()
-        for transformer in self._experts.values():
+        for transformer in self._modules.values():
             if transformer.__dict__.get(ATTRIBUTE) is self:
                 delattr(transformer, ATTRIBUTE)
-        self._hooks, self._layers, self._state, self._moment = [], {}, {}, None
+        self._hooks, self._experts, self._state, self._moment = [], [], {}, None
 
     def __enter__(self) -> Session:
         return self
@@ -146,29 +173,29 @@ class Session:
 
     def summary(self) -> Summary:
         """The setting and what the last run did."""
+        setting = self.setting
         return Summary(
             self.family.name,
-            self.method.name,
-            dataclasses.asdict(self.method),  # type: ignore[call-overload]
-            dataclasses.asdict(self.schedule),
-            self.min_tokens,
-            self.backend,
+            setting.method.name,
+            dataclasses.asdict(setting.method),  # type: ignore[call-overload]
+            dataclasses.asdict(setting.schedule),
+            setting.min_tokens,
+            setting.backend,
+            setting.precision,
             self.runs,
             self._tally,
         )
 
-    def _before_forward(self, expert: str, family: Family, transformer: nn.Module, args: Any, kwargs: Any) -> None:
-        call = Call(args, kwargs)
-        layout = family.layout(transformer, call)
-        timestep = float(family.timestep(call).max())
+    def begin(self, expert: Expert, timestep: float, layout: TokenLayout) -> None:
+        """Take note of a transformer call: the run, step and guidance branch that it belongs to."""
         if self._clock.tick(timestep, self._timesteps()):
             self._begin_run()
-        plan = self.schedule.resolve(self._clock.steps, len(self._layers[expert]))
-        branch = self._clock.calls
-        name = family.branches[branch] if branch < len(family.branches) else f"pass{branch}"
-        self._moment = Moment(expert, name, self._clock.step, layout, plan)
+        plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers))
+        branches, branch = expert.family.branches, self._clock.calls
+        name = branches[branch] if branch < len(branches) else f"pass{branch}"
+        self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
-        if self.method.static and layout.tokens >= self.min_tokens:
+        if self.setting.method.static and layout.tokens >= self.setting.min_tokens:
             # A plan that cannot be made should fail before the first step, not after the dense ones.
             self._static(layout)
 
@@ -181,18 +208,64 @@ class Session:
         self._tally = Tally()
         self.runs += 1
 
-    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One attention call of a patched layer, ``[batch, tokens, heads, head_dim]``."""
-        reason = self._why_dense(layer, query)
-        if reason is None:
-            plan, density = self._plan(layer, query, key, value)
-            if plan.mask is not None:
-                return self._sparse(plan, density, query, key, value)
-            reason = f"as {self.method.name} planned"
-        self._tally.count_dense(reason)
-        return layer.processor.dense(query, key, value)
+    def set_modes(self, expert: Expert, device: torch.device) -> None:
+        """Tell each layer how to attend in this transformer call, as far as that is known before it."""
+        for layer in expert.layers:
+            layer.processor.mode = self._mode(layer, device)
 
-    def _why_dense(self, layer: Layer, query: Tensor) -> str | None:
+    def _mode(self, layer: Layer, device: torch.device) -> Mode:
+        assert self._moment is not None
+        # With gradients a processor may leave the call to the stock one: only what then arrives is counted.
+        if self.setting.check_finite or torch.is_grad_enabled():
+            return Mode.BY_HANDLE
+        reason = self._why_dense(layer.index)
+        if reason is None:
+            if not self.setting.method.static or self.setting.precision is not None:
+                return Mode.BY_HANDLE
+            plan, densities = self._static_on(self._moment.layout, device)
+            if plan.extra is not None:
+                return Mode.BY_HANDLE
+            if plan.mask is not None:
+                layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
+                self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, device))
+                return Mode.STATIC
+            reason = f"as {self.setting.method.name} planned"
+        self._tally.count_dense(reason)
+        return Mode.DENSE
+
+    def attend(
+        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """One attention call of a layer in `Mode.BY_HANDLE`, ``[batch, tokens, heads, head_dim]``.
+
+        Raises:
+            RuntimeError: the layer runs outside its transformer's forward.
+            FloatingPointError: the output is not finite, and the user asked to look.
+        """
+        self._check_place(layer, query)
+        out, how = self._attend(layer, query, key, value, key_lengths)
+        if self.setting.check_finite:
+            moment = self._moment
+            assert moment is not None
+            where = f"layer {layer.index} of {moment.expert} at step {moment.step} ({moment.branch}, {how})"
+            debug.check_finite(out, query, key, value, where)
+        return out
+
+    def _attend(
+        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
+    ) -> tuple[Tensor, str]:
+        reason = self._why_dense(layer.index)
+        if reason is None:
+            plan, densities = self._plan(layer, query, key, value)
+            if plan.mask is not None:
+                self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, query.device))
+                out = self._sparse(layer, plan, query, key, value, key_lengths)
+                return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
+            reason = f"as {self.setting.method.name} planned"
+        self._tally.count_dense(reason)
+        return layer.processor.dense(query, key, value, key_lengths), f"dense {reason}"
+
+    def _check_place(self, layer: Layer, query: Tensor) -> None:
         moment = self._moment
         if moment is None or moment.expert != layer.expert:
             raise RuntimeError(
@@ -201,47 +274,57 @@ class Session:
             )
         if query.shape[1] != moment.layout.tokens:
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
-        if moment.layout.tokens < self.min_tokens:
-            few = f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={self.min_tokens}"
+
+    def _why_dense(self, index: int) -> str | None:
+        moment = self._moment
+        assert moment is not None
+        least = self.setting.min_tokens
+        if moment.layout.tokens < least:
+            few = f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={least}"
             self._tally.note(few)
             return "under min_tokens"
-        if layer.index < moment.plan.first_layer:
+        if index < moment.plan.first_layer:
             return "in first layers"
         if moment.step < moment.plan.first_step:
             return "in first steps"
-        return None if moment.plan.is_sparse(moment.step, layer.index) else "in last steps"
+        return None if moment.plan.is_sparse(moment.step, index) else "in last steps"
 
-    def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[AttentionPlan, Density]:
+    def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor]:
         moment = self._moment
         assert moment is not None
-        if self.method.static:
-            return self._static(moment.layout)
+        if self.setting.method.static:
+            return self._static_on(moment.layout, query.device)
+        layers = next(len(expert.layers) for expert in self._experts if expert.name == layer.expert)
         site = Site(
-            layer.index,
-            len(self._layers[layer.expert]),
-            moment.step,
-            self._clock.steps,
-            moment.branch,
-            moment.expert,
-            moment.layout,
-        )
+            layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout
+        )  # fmt: skip
         state = self._state.setdefault((moment.expert, moment.branch, layer.index), {})
-        plan = self.method.plan(query, key, value, site, state)
-        return plan, plan.density(moment.layout)
+        plan = self.setting.method.plan(query, key, value, site, state)
+        return plan, plan.densities(moment.layout)
 
-    def _make_static(self, layout: TokenLayout) -> tuple[AttentionPlan, Density]:
-        site = Site(0, 1, 0, self._clock.steps, self.family.branches[0], next(iter(self._experts)), layout)
-        plan = self.method.plan(None, None, None, site, {})
-        return plan, plan.density(layout)
+    def _make_static(self, layout: TokenLayout) -> AttentionPlan:
+        site = Site(0, 1, 0, self._clock.steps, self.family.branches[0], next(iter(self._modules)), layout)
+        return self.setting.method.plan(None, None, None, site, {})
 
-    def _sparse(self, plan: AttentionPlan, density: Density, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        assert plan.mask is not None
-        tally = self._tally
-        backend = kernels.choose(self.backend, query)
-        out, _ = kernels.attention(query, key, value, plan.mask, backend_name=backend)
-        tally.sparse += 1
-        tally.attended += density.density
-        tally.density, tally.mask, tally.backend = density, plan.mask, backend
-        for note in plan.notes:
-            tally.note(note)
+    def _move_static(self, layout: TokenLayout, device: torch.device) -> tuple[AttentionPlan, Tensor]:
+        plan = self._static(layout)
+        return plan.to(device), plan.densities(layout)
+
+    def _choose_backend(self, expert: str, device: torch.device) -> str:
+        transformer = self._modules[expert]
+        probe = family_of(transformer).probe(transformer, device)
+        return kernels.choose(self.setting.backend, probe, self.setting.precision)
+
+    def _sparse(
+        self, layer: Layer, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
+    ) -> Tensor:
+        setting = self.setting
+        call = functools.partial(
+            kernels.attention, query, key, value, plan, key_lengths=key_lengths, backend_name=setting.backend
+        )
+        out, _ = call(precision=setting.precision)
+        site = (layer.expert, layer.index)
+        if setting.precision is not None and site not in self._tally.errors:
+            # Once per layer and run: the same call in the inputs' own type.
+            self._tally.errors[site] = debug.relative_error(out, call()[0])
         return out

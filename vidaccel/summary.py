@@ -6,8 +6,11 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from vidaccel.layout import TokenLayout
-from vidaccel.plan import BlockMask, Density
+from vidaccel.mask import BlockMask
+from vidaccel.plan import AttentionPlan, Density
 
 
 @dataclass
@@ -17,11 +20,14 @@ class Tally:
     sparse: int = 0
     dense: dict[str, int] = field(default_factory=dict)
     """Dense calls by reason."""
-    attended: float = 0.0
-    """Sum of the sparse calls' densities."""
-    density: Density | None = None
+    total: Tensor | None = None
+    """Sum of the sparse calls' `AttentionPlan.densities`; on a GPU it waits there until someone asks."""
+    densities: Tensor | None = None
     """Of the last sparse call."""
-    mask: BlockMask | None = None
+    plan: AttentionPlan | None = None
+    """Of the last sparse call."""
+    errors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """Relative error of fewer bits by expert and layer, each in its first sparse call."""
     layout: TokenLayout | None = None
     steps: int | None = None
     backend: str | None = None
@@ -36,11 +42,41 @@ class Tally:
         """Count one dense call."""
         self.dense[reason] = self.dense.get(reason, 0) + 1
 
+    def count_sparse(self, plan: AttentionPlan, densities: Tensor, backend: str) -> None:
+        """Count one sparse call."""
+        self.sparse += 1
+        self.total = densities if self.total is None else self.total + densities
+        self.plan, self.densities, self.backend = plan, densities, backend
+        for note in plan.notes:
+            self.note(note)
+
+    @property
+    def density(self) -> Density | None:
+        """Of the last sparse call."""
+        return None if self.densities is None else Density(*self.densities.tolist())
+
+    @property
+    def mean_density(self) -> Density | None:
+        """Mean over the sparse calls."""
+        return None if self.total is None else Density(*(self.total / self.sparse).tolist())
+
     @property
     def all_calls(self) -> float:
         """Mean density over dense and sparse calls: the share of dense attention's work that the run did."""
         calls = self.sparse + sum(self.dense.values())
-        return (self.attended + sum(self.dense.values())) / calls if calls else 1.0
+        attended = 0.0 if self.total is None else float(self.total[0])
+        return (attended + sum(self.dense.values())) / calls if calls else 1.0
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """Mean and largest relative error of fewer bits, and which layer has the largest; None without any."""
+        if not self.errors:
+            return None
+        values = {site: float(error) for site, error in self.errors.items()}
+        # NaN is worse than anything and must not hide behind a comparison.
+        worst = max(values, key=lambda site: (values[site] != values[site], values[site]))
+        return {"mean": sum(values.values()) / len(values), "worst": values[worst],
+                "worst_at": {"expert": worst[0], "layer": worst[1]}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,6 +87,7 @@ class Summary:
         family: of the model.
         method, options, schedule, min_tokens: the setting.
         requested_backend: as asked for; `tally.backend` is what ran.
+        precision: of sparse calls; None for the model's own type.
         runs: generations seen.
         tally: counts of the last run.
     """
@@ -61,18 +98,20 @@ class Summary:
     schedule: dict[str, float]
     min_tokens: int
     requested_backend: str
+    precision: str | None
     runs: int
     tally: Tally
 
     @property
     def mask(self) -> BlockMask | None:
         """The mask of the last sparse call."""
-        return self.tally.mask
+        return self.tally.plan.mask if self.tally.plan else None
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; `density` and `layout` are None before a run."""
         tally = self.tally
-        density = dataclasses.asdict(tally.density) | {"all_calls": tally.all_calls} if tally.density else None
+        last = tally.density
+        density = dataclasses.asdict(last) | {"all_calls": tally.all_calls} if last else None
         return {
             "family": self.family,
             "method": {"name": self.method, "options": self.options},
@@ -80,6 +119,8 @@ class Summary:
             "min_tokens": self.min_tokens,
             "backend": tally.backend,
             "requested_backend": self.requested_backend,
+            "precision": self.precision,
+            "precision_error": tally.error,
             "runs": self.runs,
             "steps": tally.steps,
             "layout": dataclasses.asdict(tally.layout) if tally.layout else None,
@@ -103,9 +144,15 @@ class Summary:
             f"last run: grid {tally.layout}, {tally.steps or 'unknown'} steps, {tally.sparse} sparse calls, "
             f"{sum(tally.dense.values())} dense" + (f" ({dense})" if dense else "")
         ]
-        if tally.density:
+        if (density := tally.density) is not None:
             lines.append(
-                f"video density {tally.density.video_density:.4f} in sparse calls; the run's attention did "
+                f"video density {density.video_density:.4f} in sparse calls; the run's attention did "
                 f"{tally.all_calls:.4f} of the dense work"
+            )
+        if (error := tally.error) is not None:
+            lines.append(
+                f"precision {self.precision}: outputs differ from the model's own type by {error['mean']:.2%} on "
+                f"average over layers, at most {error['worst']:.2%} (layer {error['worst_at']['layer']} of "
+                f"{error['worst_at']['expert']}), in each layer's first sparse call"
             )
         return lines + [f"note: {note}" for note in tally.notes]

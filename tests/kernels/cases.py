@@ -8,12 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidaccel.plan import BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call: a mask with the batch, heads, head dim and valid keys to run it with."""
+    """A call: a mask with the batch, heads, head dim and valid keys to run it with.
+
+    `query_rows` and `key_rows` are the rows of the plan's orders (0: none), `groups` its extra keys, with a bias of
+    `bias_patterns` patterns.
+    """
 
     mask: BlockMask
     batch: int = 1
@@ -21,6 +25,28 @@ class Case:
     head_dim: int = 16
     lengths: tuple[int, ...] | None = None
     contiguous: bool = True
+    query_rows: int = 0
+    key_rows: int = 0
+    groups: int = 0
+    bias_patterns: int = 1
+
+    def plan(self, dtype: torch.dtype = torch.float32) -> AttentionPlan:
+        """The mask with random orders and extra keys; a third of the groups, and tile 1 entirely, see no group."""
+        generator = torch.Generator().manual_seed(1)
+
+        def order(rows: int, tokens: int) -> Tensor | None:
+            return torch.rand(rows, tokens, generator=generator).argsort(dim=1).int() if rows else None
+
+        extra = None
+        if self.groups:
+            shape = (self.batch, self.groups, self.heads, self.head_dim)
+            key, value = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+            bias = torch.randn(self.bias_patterns, self.mask.tiles, self.groups, generator=generator)
+            bias[torch.rand(bias.shape, generator=generator) < 0.3] = -math.inf
+            bias[:, 1:2] = -math.inf
+            extra = ExtraKeys(key, value, bias)
+        orders = order(self.query_rows, self.mask.queries), order(self.key_rows, self.mask.keys)
+        return AttentionPlan(self.mask, *orders, extra)
 
     def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """Random query, key, value ``[batch, tokens, heads, head_dim]``; views of larger ones if not contiguous."""
@@ -119,25 +145,58 @@ CASES = {
 }
 
 
+PLAN_CASES = {
+    "orders of all heads": Case(band(150, 16, 2), query_rows=1, key_rows=1),
+    "orders per head": Case(scattered(150, 16, 16, 0.3), batch=2, query_rows=2, key_rows=2),
+    "orders per batch row and head": Case(scattered(120, 16, 16, 0.3, 4), batch=2, query_rows=4, key_rows=4),
+    "order of the queries alone": Case(scattered(150, 32, 16, 0.3, 2), query_rows=2),
+    "order of the keys alone": Case(scattered(150, 32, 16, 0.3, 2), batch=2, key_rows=4),
+    "orders, other lengths": Case(scattered(130, 16, 16, 0.3, keys=77), query_rows=2, key_rows=1),
+    "orders and key lengths": Case(scattered(120, 16, 16, 0.4), batch=2, lengths=(77, 120), query_rows=2, key_rows=2),
+    "orders of strided inputs": Case(scattered(90, 16, 16, 0.4), contiguous=False, query_rows=2, key_rows=2),
+    "extra keys": Case(scattered(150, 16, 16, 0.2), groups=9),
+    "extra keys per head": Case(scattered(150, 16, 16, 0.2, 2), batch=2, groups=70, bias_patterns=2),
+    "one extra key per batch row and head": Case(band(100, 16, 1), batch=2, groups=1, bias_patterns=4),
+    "extra keys and rows that see nothing": Case(_empty_rows(), groups=5),
+    "extra keys alone": Case(from_rows([[[], [], []]], 16, 40, 40), groups=12),
+    "orders and extra keys": Case(scattered(150, 16, 16, 0.2, 2), batch=2, query_rows=2, key_rows=2, groups=20,
+                                  bias_patterns=2),
+}
+"""Plans with orders and extra keys."""
+
+
 def brute_force(case: Case, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp in fp64, row by row straight from the ranges; nothing is shared with the package."""
+    plan, offsets, ranges = case.plan(query.dtype), case.mask.offsets.tolist(), case.mask.ranges.tolist()
     query, key, value = query.double(), key.double(), value.double()
     out = torch.zeros_like(query)
     lse = torch.full((case.batch, case.heads, case.mask.queries), -math.inf, dtype=torch.float64)
-    offsets, ranges = case.mask.offsets.tolist(), case.mask.ranges.tolist()
     for b in range(case.batch):
         valid = case.mask.keys if case.lengths is None else case.lengths[b]
         for h in range(case.heads):
-            pattern = offsets[(b * case.heads + h) % len(offsets)]
+            lane = b * case.heads + h
+            pattern = offsets[lane % len(offsets)]
+            rows = _tokens(plan.query_order, lane, case.mask.queries)
+            columns = _tokens(plan.key_order, lane, case.mask.keys)
             for row in range(case.mask.queries):
                 tile = row // case.mask.query_block
                 kept = [k for start, end in ranges[pattern[tile] : pattern[tile + 1]] for k in range(start, end)]
-                kept = [k for k in kept if k < valid]
-                if kept:
-                    scores = (key[b, kept, h] @ query[b, row, h]) * scale
-                    lse[b, h, row] = scores.logsumexp(0)
-                    out[b, row, h] = scores.softmax(0) @ value[b, kept, h]
+                kept = [columns[k] for k in kept if k < valid]
+                scores, values = (key[b, kept, h] @ query[b, rows[row], h]) * scale, value[b, kept, h]
+                if plan.extra is not None:
+                    bias = plan.extra.bias[lane % len(plan.extra.bias), tile].double()
+                    more = plan.extra.key[b, :, h].double() @ query[b, rows[row], h] * scale + bias
+                    seen = bias > -math.inf
+                    scores = torch.cat([scores, more[seen]])
+                    values = torch.cat([values, plan.extra.value[b, seen, h].double()])
+                if len(scores):
+                    lse[b, h, rows[row]] = scores.logsumexp(0)
+                    out[b, rows[row], h] = scores.softmax(0) @ values
     return out, lse
+
+
+def _tokens(order: Tensor | None, lane: int, tokens: int) -> list[int]:
+    return list(range(tokens)) if order is None else order[lane % len(order)].tolist()
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -40,7 +40,7 @@ def test_dtypes(dtype, tolerance):
 
 @pytest.mark.parametrize("tokens, batch, heads, message", [
     (64, 1, 2, "96 x 96 tokens, the call has 64 x 64"),
-    (96, 2, 4, "3 patterns does not fit 2 rows of 4 heads"),
+    (96, 2, 4, "3 patterns of the mask do not fit 2 batch rows of 4 heads"),
 ])
 def test_call_that_does_not_fit_the_plan(tokens, batch, heads, message):
     query = torch.zeros(batch, tokens, heads, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import time
 from collections.abc import Callable, Iterator
@@ -67,12 +68,12 @@ class Runner:
         if session is None:
             self.run("warm-up dense", prompt, seed, num_inference_steps=self.warm_steps)
             return
-        schedule, session.schedule = session.schedule, Schedule(0, 0, 0)
+        setting, session.setting = session.setting, dataclasses.replace(session.setting, schedule=Schedule(0, 0, 0))
         try:
             with attached(session):
                 self.run("warm-up fast", prompt, seed, num_inference_steps=self.warm_steps)
         finally:
-            session.schedule = schedule
+            session.setting = setting
 
     def run(self, label: str, prompt: str, seed: int, **overrides: Any) -> Run:
         """One generation; `label` is for `on_steps`, `overrides` replace arguments of the call."""

@@ -149,7 +149,7 @@ class Stage:
         return self.runner.run("run", cell.prompt, cell.seed, **overrides)
 
     def _warm_up(self, cell: Cell, session: Session | None) -> None:
-        what = DENSE if session is None else repr(session.method)
+        what = DENSE if session is None else repr(session.setting.method)
         if what not in self._warm:
             self._done, self._steps = 0, self.runner.warm_steps
             self.runner.warm_up(cell.prompt, cell.seed, session)

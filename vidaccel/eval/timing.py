@@ -39,18 +39,9 @@ def equal_time_steps(steps: int, fast: Sequence[Run], dense: Sequence[Run]) -> i
 
 
 def realised_density(summary: Summary) -> float | None:
-    """Mean video density of the sparse calls of a run; None where it had none.
-
-    A run whose calls differ knows the mean over all pairs; text rows and columns are then taken as full.
-    """
-    tally = summary.tally
-    if tally.density is None or tally.layout is None:
-        return None
-    mean = tally.attended / tally.sparse
-    if abs(mean - tally.density.density) < 1e-9:
-        return tally.density.video_density
-    pairs, video = tally.layout.tokens**2, (tally.layout.video_end - tally.layout.video_start) ** 2
-    return min(1.0, max(0.0, (mean * pairs - (pairs - video)) / video))
+    """Mean video density of the sparse calls of a run; None where it had none."""
+    mean = summary.tally.mean_density
+    return None if mean is None else mean.video_density
 
 
 def times_of(run: Run) -> Run:

@@ -16,16 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidaccel.kernels.compose import composed
 from vidaccel.kernels.cpu_batches import Gathered, Window, program
 from vidaccel.kernels.cpu_bias import array
 from vidaccel.kernels.cpu_patterns import Call
-from vidaccel.plan import BlockMask
+from vidaccel.mask import BlockMask
+from vidaccel.plan import AttentionPlan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def why_not(query: Tensor) -> str | None:
+def why_not(query: Tensor, precision: str | None = None) -> str | None:
     """The reason this backend cannot run a call with such a query, or None."""
+    if precision is not None:
+        return f"it computes in the inputs' own type, not in {precision}"
     if query.device.type != "cpu":
         return f"it runs on a CPU, the query is on {query.device}"
     if query.dtype not in DTYPES:
@@ -38,13 +42,14 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask,
+    plan: AttentionPlan,
     *,
     key_lengths: Tensor | None,
     scale: float,
     return_lse: bool,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over the pairs that `mask` keeps; see `vidaccel.kernels.attention`.
+    """Attention by `plan`; see `vidaccel.kernels.attention`.
 
     The first call with a mask cuts it up (milliseconds per hundred tiles and pattern); later ones with the same shapes
     and `key_lengths` reuse that for as long as the mask lives. Extra memory is a few MB of gathered keys and values.
@@ -52,18 +57,27 @@ def attention(
     Raises:
         ValueError: a mask whose contents are not valid, on its first call.
     """
+    return composed(
+        _attention, query, key, value, plan, key_lengths=key_lengths, scale=scale, return_lse=return_lse
+    )  # fmt: skip
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, key_lengths: Tensor | None, scale: float,
+    return_lse: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     batch, queries, heads, head_dim = query.shape
     lengths = None if key_lengths is None else tuple(key_lengths.tolist())
-    plan = program(mask, Call(batch, heads, head_dim, query.element_size(), lengths))
+    calls = program(mask, Call(batch, heads, head_dim, query.element_size(), lengths))
     # A row without keys is in no part: its output is zero and its log-sum-exp -inf, by convention.
-    new = query.new_empty if plan.covers_all else query.new_zeros
+    new = query.new_empty if calls.covers_all else query.new_zeros
     out = Rows(new(batch, queries, heads, head_dim))
     lse = Rows(query.new_full((batch, queries, heads, 1), float("-inf"), dtype=torch.float32)) if return_lse else None
     inputs = [Rows(each if each.stride(-1) == 1 else each.contiguous()) for each in (query, key, value)]
     # The operator takes an fp32 bias for the short types, and only its own type for fp64.
-    biases = torch.empty(plan.bias_elements, dtype=torch.promote_types(query.dtype, torch.float32))
-    scratch = [query.new_empty(plan.gathered * head_dim) for _ in inputs]
-    for part in plan.parts:
+    biases = torch.empty(calls.bias_elements, dtype=torch.promote_types(query.dtype, torch.float32))
+    scratch = [query.new_empty(calls.gathered * head_dim) for _ in inputs]
+    for part in calls.parts:
         rows, keys, values = (_read(inputs[index], part, index, scratch[index]) for index in range(3))
         bias = None if part.bias is None else part.bias.per_row(biases)
         # What scaled_dot_product_attention runs on a CPU; called directly, since only so it returns the log-sum-exp.

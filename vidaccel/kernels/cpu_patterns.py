@@ -58,7 +58,7 @@ def _first_like(mask: BlockMask) -> list[int]:
     starts = mask.offsets[:, 0].tolist()
     seen: dict[tuple[bytes, bytes], int] = {}
     result = []
-    for pattern, (start, stop) in enumerate(zip(starts, [*starts[1:], len(mask.ranges)], strict=True)):
+    for pattern, (start, stop) in enumerate(zip(starts, [*starts[1:], int(mask.offsets[-1, -1])], strict=True)):
         counts = (mask.offsets[pattern] - start).numpy().tobytes()
         result.append(seen.setdefault((counts, mask.ranges[start:stop].numpy().tobytes()), pattern))
     return result

@@ -31,7 +31,7 @@ MAX_TOKEN_STRIDE = 1 << 23
 """Elements; the kernel addresses up to 128 tokens from one pointer with 32 bits."""
 
 
-def why_not(query: Tensor) -> str | None:
+def why_not(query: Tensor, precision: str | None = None) -> str | None:
     """The reason this backend cannot run a call with such a query, or None."""
     if not _interpreted() and query.device.type != "cuda":
         return f"it needs a CUDA or ROCm GPU, the query is on {query.device}"

@@ -109,7 +109,7 @@ class Radial(Method):
         if self.density is not None and abs(reached - self.density) > COARSE:
             notes += (f"radial: density {self.density:g} was asked for; the nearest on {layout} is {reached:.4f}",)
         mask = BlockMask.from_blocks(blocks[None], self.block, self.block, layout.tokens, layout.tokens)
-        return AttentionPlan(mask, notes)
+        return AttentionPlan(mask, notes=notes)
 
     def _blocks(self, layout: TokenLayout, shape: Shape) -> Tensor:
         return radial_blocks(layout, shape, self.block, self.split)

@@ -18,9 +18,9 @@ EXPERTS = ("transformer", "transformer_2")
 @functools.cache
 def families() -> dict[str, Family]:
     """Every family by its name."""
-    names = [info.name for info in pkgutil.iter_modules(__path__) if info.name != "base"]
-    found = [importlib.import_module(f"{__name__}.{name}").FAMILY for name in sorted(names)]
-    return {family.name: family for family in found}
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__))
+    found = [getattr(importlib.import_module(f"{__name__}.{name}"), "FAMILY", None) for name in names]
+    return {family.name: family for family in found if family is not None}
 
 
 def uncompiled(module: nn.Module) -> nn.Module:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
 from vidaccel.schedule import Schedule
-
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Query, key, value to output, all ``[batch, tokens, heads, head_dim]``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,16 @@ class Call:
         raise ValueError(f"the transformer was called without {name}")
 
 
+class Mode(Enum):
+    """How a patched layer attends in this transformer call."""
+
+    DENSE = "dense"
+    STATIC = "static"
+    """By a plan that is known beforehand."""
+    BY_HANDLE = "by handle"
+    """As the session decides when the layer runs."""
+
+
 class Processor(ABC):
     """A replacement attention processor: hands query, key and value to the session, and the rest to the stock one.
 
@@ -45,6 +55,25 @@ class Processor(ABC):
     def __init__(self, inner: Any, handle: Tensor) -> None:
         self.inner = inner
         self.handle = handle
+        self.mode = Mode.BY_HANDLE
+        self.backend = ""
+        self.plan: op.Arguments | None = None
+        """What `Mode.STATIC` computes, and by which backend."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
+        """Attention as the session decided for this transformer call, or decides now.
+
+        Args:
+            query, key, value: ``[batch, tokens, heads, head_dim]``.
+            key_lengths: int ``[batch]``, valid keys of each row, where the sequence ends in padding.
+        """
+        if self.mode is Mode.DENSE:
+            return self.dense(query, key, value, key_lengths)
+        if self.mode is Mode.STATIC and self.plan is not None:
+            sparse: Tensor = op.block_sparse(query, key, value, key_lengths, self.backend, *self.plan)
+            return sparse
+        out: Tensor = op.attention(query, key, value, self.handle, key_lengths)
+        return out
 
     @property
     def _attention_backend(self) -> Any:
@@ -68,8 +97,8 @@ class Processor(ABC):
         self.inner._parallel_config = config
 
     @abstractmethod
-    def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention exactly as the stock processor computes it."""
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
+        """Attention exactly as the stock processor computes it; `key_lengths` as in `attend`."""
 
 
 class Family(ABC):
@@ -101,6 +130,12 @@ class Family(ABC):
     @abstractmethod
     def heads(self, transformer: nn.Module) -> tuple[int, int]:
         """Heads and head dim of the self-attention."""
+
+    def probe(self, transformer: nn.Module, device: torch.device) -> Tensor:
+        """An empty query of one token, like those of `transformer`: enough to ask backends whether they can run it."""
+        model: Any = transformer
+        heads, head_dim = self.heads(transformer)
+        return torch.empty(1, 1, heads, head_dim, dtype=model.dtype, device=device)
 
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         """The default schedule."""

@@ -11,7 +11,6 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
-from vidaccel.kernels.op import attention
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.base import Call, Family, Processor
 from vidaccel.schedule import Schedule
@@ -36,10 +35,10 @@ class WanProcessor(Processor):
         query, key, value = _project(attn, hidden_states)
         if rotary_emb is not None:
             query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
-        out = attention(query, key, value, self.handle).flatten(2, 3).type_as(query)
+        out = self.attend(query, key, value).flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))  # type: ignore[index,operator,no-any-return]
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
         out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         return out
 

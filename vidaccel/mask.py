@@ -1,0 +1,156 @@
+"""Which keys each tile of queries attends to: ranges per tile, never a tokens x tokens mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """The key ranges that each tile of query rows attends to, in CSR form.
+
+    Tile ``t`` holds query rows ``[t * query_block, min((t + 1) * query_block, queries))``. Pattern ``p`` of tile ``t``
+    attends to the keys of ``ranges[offsets[p, t]:offsets[p, t + 1]]``, each a sorted, disjoint, non-empty
+    ``[start, end)``. Ranges are token-exact: what they name is attended, nothing else.
+
+    `ranges` may be longer than what `offsets` uses: the slack at its end is ``[0, 0)``. So a mask can be made on a GPU
+    without waiting for the number of its ranges.
+
+    Args:
+        offsets: int32 ``[patterns, tiles + 1]``, positions in `ranges`; patterns is 1 (all heads share), heads, or
+            batch * heads (batch row slowest).
+        ranges: int32 ``[capacity, 2]``.
+        query_block, key_block: tile sizes in tokens; `key_block` is the granularity that the plan was made with.
+        queries, keys: sequence lengths in tokens.
+
+    Raises:
+        ValueError: shapes or types that do not fit together; `validate` checks the contents.
+    """
+
+    offsets: Tensor
+    ranges: Tensor
+    query_block: int
+    key_block: int
+    queries: int
+    keys: int
+    _copies: dict[torch.device, BlockMask] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if min(self.query_block, self.key_block, self.queries, self.keys) < 1:
+            raise ValueError("blocks and lengths of a BlockMask are at least one token")
+        if self.offsets.dtype != torch.int32 or self.ranges.dtype != torch.int32:
+            raise ValueError(f"a BlockMask is int32, got {self.offsets.dtype} and {self.ranges.dtype}")
+        if self.offsets.ndim != 2 or self.offsets.shape[1] != self.tiles + 1:
+            raise ValueError(f"offsets are [patterns, {self.tiles + 1}], got {list(self.offsets.shape)}")
+        if self.ranges.ndim != 2 or self.ranges.shape[1] != 2:
+            raise ValueError(f"ranges are [count, 2], got {list(self.ranges.shape)}")
+
+    @classmethod
+    def from_blocks(cls, blocks: Tensor, query_block: int, key_block: int, queries: int, keys: int) -> BlockMask:
+        """Merge adjacent blocks of a boolean map ``[patterns, query blocks, key blocks]`` into ranges.
+
+        Memory is about 20 bytes per block while it works. The last range of a row is cut at `keys`. On a GPU nothing
+        waits, and `ranges` has room for the most ranges that such a map can have; on a CPU it is cut to those it has.
+        """
+        expected = (-(-queries // query_block), -(-keys // key_block))
+        if blocks.ndim != 3 or tuple(blocks.shape[1:]) != expected or blocks.dtype != torch.bool:
+            raise ValueError(
+                f"a block map is bool [patterns, {expected[0]}, {expected[1]}], got {blocks.dtype} {list(blocks.shape)}"
+            )
+        edge = torch.nn.functional.pad(blocks, (1, 1))
+        begins, ends = edge[..., 1:-1] & ~edge[..., :-2], edge[..., 1:-1] & ~edge[..., 2:]
+        counts = begins.sum(-1, dtype=torch.int32).flatten()
+        ends_of_rows = counts.cumsum(0, dtype=torch.int32).view(blocks.shape[0], -1)
+        first = torch.cat([ends_of_rows.new_zeros(1), ends_of_rows[:-1, -1]])[:, None]
+        capacity = len(counts) * -(-expected[1] // 2)
+        numbers = torch.arange(expected[1], dtype=torch.int32, device=blocks.device) * key_block
+        sides = (_packed(begins, numbers, capacity), _packed(ends, (numbers + key_block).clamp(max=keys), capacity))
+        mask = cls(torch.cat([first, ends_of_rows], dim=1), torch.stack(sides, dim=1), query_block, key_block, queries,
+                   keys)  # fmt: skip
+        return mask.trimmed() if blocks.device.type == "cpu" else mask
+
+    @classmethod
+    def full(cls, queries: int, keys: int, query_block: int = 128, key_block: int = 128) -> BlockMask:
+        """A mask that keeps every pair: one range per tile."""
+        tiles = -(-queries // query_block)
+        offsets = torch.arange(tiles + 1, dtype=torch.int32)[None]
+        ranges = torch.tensor([[0, keys]], dtype=torch.int32).repeat(tiles, 1)
+        return cls(offsets, ranges, query_block, key_block, queries, keys)
+
+    @property
+    def patterns(self) -> int:
+        """Rows of `offsets`: 1, heads, or batch * heads."""
+        return self.offsets.shape[0]
+
+    @property
+    def tiles(self) -> int:
+        """Query tiles per pattern."""
+        return -(-self.queries // self.query_block)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the plan's tensors."""
+        return self.offsets.nbytes + self.ranges.nbytes
+
+    def to(self, device: torch.device | str) -> BlockMask:
+        """The same mask on `device`; copies are kept, so asking again is free."""
+        device = torch.device(device)
+        if device == self.offsets.device:
+            return self
+        if device not in self._copies:
+            offsets, ranges = self.offsets.to(device), self.ranges.to(device)
+            self._copies[device] = dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
+        return self._copies[device]
+
+    def trimmed(self) -> BlockMask:
+        """The same mask without slack. Waits for a GPU."""
+        used = int(self.offsets[-1, -1])
+        if used == len(self.ranges):
+            return self
+        return dataclasses.replace(self, ranges=self.ranges[:used].clone(), _copies={})
+
+    def row_of_range(self) -> Tensor:
+        """For each range its (pattern * tiles + tile): int64 ``[capacity]``; of slack, the last row."""
+        last = self.patterns * self.tiles - 1
+        place = torch.arange(len(self.ranges), dtype=torch.int32, device=self.ranges.device)
+        return torch.searchsorted(self.offsets[:, 1:].reshape(-1).contiguous(), place, right=True).clamp_(max=last)
+
+    def validate(self) -> None:
+        """Check the contents: every range in bounds, non-empty, sorted and disjoint within its row.
+
+        Raises:
+            ValueError: what is wrong. Reads the tensors, so it waits for a GPU.
+        """
+        offsets, (start, end) = self.offsets.long(), self.ranges.long().unbind(1)
+        ordered = bool((offsets[:, 1:] >= offsets[:, :-1]).all()) and bool((offsets[1:, 0] == offsets[:-1, -1]).all())
+        used = int(offsets[-1, -1])
+        if not ordered or int(offsets[0, 0]) != 0 or used > len(self.ranges) or bool(self.ranges[used:].any()):
+            raise ValueError("offsets of a BlockMask rise from 0 to the number of ranges; what follows is [0, 0)")
+        start, end = start[:used], end[:used]
+        if bool(((start < 0) | (end > self.keys) | (start >= end)).any()):
+            raise ValueError(f"a BlockMask holds an empty range or one outside [0, {self.keys})")
+        row = self.row_of_range()[:used]
+        if bool(((row[1:] == row[:-1]) & (start[1:] < end[:-1])).any()):
+            raise ValueError("ranges of a BlockMask row overlap or are not sorted")
+
+    def to_dense(self) -> Tensor:
+        """The boolean ``[patterns, queries, keys]`` mask, for tests and pictures of small grids only."""
+        steps = torch.zeros(self.patterns * self.tiles, self.keys + 1, dtype=torch.int32, device=self.ranges.device)
+        row, (start, end) = self.row_of_range(), self.ranges.long().unbind(1)
+        one = torch.ones_like(row, dtype=torch.int32)
+        steps.index_put_((row, start), one, accumulate=True).index_put_((row, end), -one, accumulate=True)
+        tiles = steps.cumsum(1)[:, :-1].bool().view(self.patterns, self.tiles, self.keys)
+        return tiles.repeat_interleave(self.query_block, dim=1)[:, : self.queries]
+
+
+def _packed(marks: Tensor, values: Tensor, capacity: int) -> Tensor:
+    """The `values` of the last dimension wherever `marks` is set, in order, then zeros: int32 ``[capacity]``."""
+    # Unmarked places all write to one spare slot at the end: every shape is known without waiting for the marks.
+    slot = marks.flatten().cumsum(0) - 1
+    slot = torch.where(marks.flatten(), slot, capacity)
+    packed = values.new_zeros(capacity + 1).scatter_(0, slot, values.expand(marks.shape).reshape(-1))
+    return packed[:capacity]

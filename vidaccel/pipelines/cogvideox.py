@@ -1,0 +1,111 @@
+"""CogVideoX 1.0 and 1.5: text, image and video to video; text tokens first, never masked, then video.
+
+The processor computes what diffusers' ``CogVideoXAttnProcessor2_0`` and ``FusedCogVideoXAttnProcessor2_0`` (Apache-2.0)
+compute, with the attention itself replaced. Both guidance branches are rows of one batch, so a step is one pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vidaccel.layout import TokenLayout
+from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.rotary import Rotary, rotate
+from vidaccel.schedule import Schedule
+
+FUSED = "FusedCogVideoXAttnProcessor2_0"
+
+
+class CogVideoXProcessor(Processor):
+    """Joint self-attention of a CogVideoX block through the session; masked or training calls go to the stock one."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        # The op has no gradient, and a mask, which only attention_kwargs can bring, is not ours to handle.
+        training = torch.is_grad_enabled() and hidden_states.requires_grad
+        if attention_mask is not None or training:
+            stock: tuple[Tensor, Tensor] = self.inner(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+            return stock
+        text = encoder_hidden_states.shape[1]
+        # The module stays marked as fused after unfuse_qkv_projections(), which only brings the old processors back.
+        fused = type(self.inner).__name__ == FUSED
+        query, key, value = _project(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1), fused)
+        if image_rotary_emb is not None:
+            query, key = _joined(query, text, image_rotary_emb), _joined(key, text, image_rotary_emb)
+        out = self.attend(query, key, value).flatten(2, 3)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return out[:, text:], out[:, :text]
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
+        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
+        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _project(attn: Any, states: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key, value ``[batch, tokens, heads, head_dim]``, normalised; calls modules, for LoRA and offloading."""
+    if fused:
+        query, key, value = attn.to_qkv(states).chunk(3, dim=-1)
+    else:
+        query, key, value = attn.to_q(states), attn.to_k(states), attn.to_v(states)
+    query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
+    query = query if attn.norm_q is None else attn.norm_q(query)
+    key = key if attn.norm_k is None else attn.norm_k(key)
+    return query, key, value
+
+
+def _joined(states: Tensor, text: int, rotary: Rotary) -> Tensor:
+    """The first `text` tokens as they are, then the video tokens, rotated."""
+    return torch.cat([states[:, :text], rotate(states[:, text:], *rotary)], dim=1)
+
+
+class CogVideoX(Family):
+    """CogVideoX 1.0 and 1.5 with ``CogVideoXTransformer3DModel``."""
+
+    name: ClassVar[str] = "cogvideox"
+    transformers: ClassVar[tuple[str, ...]] = ("CogVideoXTransformer3DModel",)
+    processor: ClassVar[type[Processor]] = CogVideoXProcessor
+    branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
+
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        blocks: Any = transformer.transformer_blocks
+        return [block.attn1 for block in blocks]
+
+    def stock(self, processor: Any) -> bool:
+        return type(processor).__name__ in ("CogVideoXAttnProcessor2_0", FUSED)
+
+    def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
+        # Frames stand before channels, and 1.5 has patches of several frames.
+        _, frames, _, height, width = call.get("hidden_states", 0).shape
+        text = call.get("encoder_hidden_states", 1).shape[1]
+        config: Any = transformer.config
+        size, depth = config.patch_size, config.patch_size_t or 1
+        return TokenLayout(frames // depth, height // size, width // size, text_before=text)
+
+    def timestep(self, call: Call) -> Tensor:
+        step: Tensor = call.get("timestep", 2)
+        return step
+
+    def heads(self, transformer: nn.Module) -> tuple[int, int]:
+        config: Any = transformer.config
+        return config.num_attention_heads, config.attention_head_dim
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        # Nothing is published for image to video here; as in Wan, it keeps more steps dense.
+        config: Any = transformer.config
+        conditioned = config.in_channels > config.out_channels or "ImageToVideo" in type(pipeline).__name__
+        return Schedule(dense_first_steps=0.35) if conditioned else Schedule()
+
+
+FAMILY = CogVideoX()

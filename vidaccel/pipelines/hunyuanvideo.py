@@ -1,0 +1,152 @@
+"""HunyuanVideo: text and image to video; video tokens first, then padded text, in one joint self-attention.
+
+The processor computes what diffusers' ``HunyuanVideoAttnProcessor2_0`` (Apache-2.0) computes, with the attention itself
+replaced. The sequence ends in padding: text is padded to one length, and the model's mask hides the keys past each
+prompt's end. Queries there do get an output, which attends to the valid keys as in diffusers; no later layer attends
+to it and the model drops it, so that it cannot reach the video.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from vidaccel.layout import TokenLayout
+from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.rotary import Rotary, rotate
+from vidaccel.schedule import Schedule
+
+class HunyuanVideoProcessor(Processor):
+    """Joint self-attention of a dual-stream or single-stream block; anything else goes to the stock processor."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        # The op has no gradient, and other masks than the model's own are not ours to handle.
+        training = torch.is_grad_enabled() and hidden_states.requires_grad
+        if encoder_hidden_states is None or training or not _hides_padding(attention_mask):
+            stock: tuple[Tensor, Tensor | None] = self.inner(
+                attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
+            )
+            return stock
+        project = _project_single if attn.add_q_proj is None else _project_dual
+        query, key, value = project(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        # Summed in each layer: tiny on the device, no wait for it, and nothing to remember between layers.
+        lengths = None if attention_mask is None else attention_mask.sum(dim=(1, 2, 3), dtype=torch.int32)
+        out = self.attend(query, key, value, lengths)
+        return _unproject(attn, out.flatten(2, 3).to(query.dtype), hidden_states.shape[1])
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
+        mask = None if key_lengths is None else _padding_mask(key_lengths, key.shape[1])
+        out: Tensor = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=self._attention_backend)
+        return out
+
+
+def _hides_padding(mask: Tensor | None) -> bool:
+    """Whether a mask has the shape of the model's own, which hides the keys past a row's valid ones, or is None."""
+    return mask is None or (mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:3] == (1, 1))
+
+
+def _padding_mask(lengths: Tensor, tokens: int) -> Tensor:
+    """The model's own mask, bool ``[batch, 1, 1, tokens]``: True for the first `lengths` keys of each row."""
+    return (torch.arange(tokens, device=lengths.device) < lengths[:, None])[:, None, None]
+
+
+def _project_dual(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Query, key, value ``[batch, video + text tokens, heads, head_dim]`` of two streams with weights of their own."""
+    query, key, value = (_heads(attn, layer(video)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    query, key = _normalised(attn.norm_q, query), _normalised(attn.norm_k, key)
+    extra_query, extra_key, extra_value = (
+        _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    )
+    extra_query = _normalised(attn.norm_added_q, extra_query)
+    extra_key = _normalised(attn.norm_added_k, extra_key)
+    return (
+        _joined(query, extra_query, rotary),
+        _joined(key, extra_key, rotary),
+        torch.cat([value, extra_value], dim=1),
+    )
+
+
+def _project_single(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
+    """The same where one set of weights serves the concatenated streams."""
+    states, tokens = torch.cat([video, text], dim=1), video.shape[1]
+    query, key, value = (_heads(attn, layer(states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    query, key = _normalised(attn.norm_q, query), _normalised(attn.norm_k, key)
+    if rotary is not None:
+        query = _joined(query[:, :tokens], query[:, tokens:], rotary)
+        key = _joined(key[:, :tokens], key[:, tokens:], rotary)
+    return query, key, value
+
+
+def _heads(attn: Any, states: Tensor) -> Tensor:
+    out: Tensor = states.unflatten(2, (attn.heads, -1))
+    return out
+
+
+def _normalised(norm: Any, states: Tensor) -> Tensor:
+    out: Tensor = states if norm is None else norm(states)
+    return out
+
+
+def _joined(video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
+    """Video tokens, rotated, then text tokens as they are."""
+    return torch.cat([video if rotary is None else rotate(video, *rotary), text], dim=1)
+
+
+def _unproject(attn: Any, out: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """Video and text outputs, each through its projection where the block has one."""
+    video, text = out[:, :tokens], out[:, tokens:]
+    if getattr(attn, "to_out", None) is not None:
+        video = attn.to_out[1](attn.to_out[0](video))
+    if getattr(attn, "to_add_out", None) is not None:
+        text = attn.to_add_out(text)
+    return video, text
+
+
+class HunyuanVideo(Family):
+    """HunyuanVideo with ``HunyuanVideoTransformer3DModel``: one pass per step, or two with true guidance."""
+
+    name: ClassVar[str] = "hunyuanvideo"
+    transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideoTransformer3DModel",)
+    processor: ClassVar[type[Processor]] = HunyuanVideoProcessor
+
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        dual: Any = transformer.transformer_blocks
+        single: Any = transformer.single_transformer_blocks
+        return [block.attn for block in (*dual, *single)]
+
+    def stock(self, processor: Any) -> bool:
+        return type(processor).__name__ == "HunyuanVideoAttnProcessor2_0"
+
+    def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
+        frames, height, width = call.get("hidden_states", 0).shape[-3:]
+        text = call.get("encoder_hidden_states", 2).shape[1]
+        config: Any = transformer.config
+        size, depth = config.patch_size, config.patch_size_t
+        return TokenLayout(frames // depth, height // size, width // size, text_after=text)
+
+    def timestep(self, call: Call) -> Tensor:
+        step: Tensor = call.get("timestep", 1)
+        return step
+
+    def heads(self, transformer: nn.Module) -> tuple[int, int]:
+        config: Any = transformer.config
+        return config.num_attention_heads, config.attention_head_dim
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        # Radial Attention's setting for HunyuanVideo: 12 of 50 steps, no layer; from an image, more, as in Wan.
+        config: Any = transformer.config
+        conditioned = config.image_condition_type is not None or "ImageToVideo" in type(pipeline).__name__
+        return Schedule(dense_first_steps=0.35 if conditioned else 0.25, dense_first_layers=0)
+
+
+FAMILY = HunyuanVideo()
