@@ -239,6 +239,12 @@ def test_generate_sparse_tells_what_it_did(folder: Path, tmp_path: Path) -> None
     assert frames_of(tmp_path / "clip.mp4").shape == (17, 64, 96, 3)
 
 
+def test_generate_in_fewer_bits_tells_their_error(folder: Path, tmp_path: Path) -> None:
+    words = generate_words(folder, tmp_path / "clip.mp4", *RADIAL, "--backend", "reference", "--check-finite")
+    values = json_of(*words, "--precision", "int8", "--schedule", "dense_first_steps=1")
+    assert values["sparse"]["precision"] == "int8" and 0 < values["sparse"]["precision_error"]["worst"] < 0.05
+
+
 def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     result = run("generate", "--model", "miniature:wan", "--prompt", PROMPT, "--out", tmp_path / "clip.mp4",
                  "--steps", 2)  # fmt: skip
@@ -254,6 +260,9 @@ def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path:
         (["--method", "dense", "--density", "0.5"], "'dense' takes no --density"),
         (["--density", "2"], r"density 2.0 is outside \(0, 1\]"),
         (["--backend", "magic"], "unknown backend 'magic'; choose auto"),
+        (["--precision", "int4"], "unknown precision 'int4'; choose int8, fp8"),
+        (["--precision", "int8"], "cpu: it computes in the inputs' own type, not in int8"),
+        (["--method", "dense", "--check-finite"], "'dense' takes no --density, --set, --schedule"),
         (["--schedule", "dense_first_steps=1.5"], "dense_first_steps=1.5"),
         (["--schedule", "pace=1"], "a schedule has no option 'pace'; it has dense_first_steps"),
         (["--dtype", "fp4"], "dtype 'fp4' is not one of fp32, bf16, fp16"),

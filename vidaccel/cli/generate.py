@@ -41,7 +41,13 @@ def generate(
     schedule: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A field of the schedule; repeatable.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, triton, cpu or reference.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, triton, cpu, flex or reference.")] = "auto",
+    precision: Annotated[
+        str | None, typer.Option(help="int8 or fp8: sparse attention in fewer bits, its error in the summary.")
+    ] = None,
+    check_finite: Annotated[
+        bool, typer.Option("--check-finite", help="Stop at the first attention output that is not finite; slow.")
+    ] = False,
     min_tokens: Annotated[int | None, typer.Option(min=0, help="Calls with fewer tokens stay dense.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
@@ -51,7 +57,7 @@ def generate(
     call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
             "num_frames": frames, "guidance_scale": guidance, "image": image, "last_image": last_image}
     with reserved_stdout():
-        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens)
+        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, check_finite)
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)
@@ -69,6 +75,8 @@ class _Setting:
     schedule: list[str]
     backend: str
     min_tokens: int | None
+    precision: str | None
+    check_finite: bool
 
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
         """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run."""
@@ -76,12 +84,15 @@ class _Setting:
         from vidaccel.schedule import Schedule
 
         if self.method == DENSE:
-            if self.density is not None or self.assignments or self.schedule:
-                raise ValueError("method 'dense' takes no --density, no --set and no --schedule")
+            if self.density is not None or self.assignments or self.schedule or self.precision or self.check_finite:
+                raise ValueError(
+                    "method 'dense' takes no --density, --set, --schedule, --precision and --check-finite"
+                )
             return None
         family = model.supported_family()
         if self.backend != "auto":
             kernels.backend(self.backend)
+        kernels.check_precision(self.precision)
         is_profile = self.method is not None and self.method.endswith(".json")
         found = profile.Profile.load(str(self.method)) if is_profile else None
         if self.method is None:
@@ -99,7 +110,8 @@ class _Setting:
         cls.for_family(family, **cls.merged(found.options if found else {}, chosen))
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
-        return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, **chosen, **schedule}
+        return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, "precision": self.precision,
+                "check_finite": self.check_finite, **chosen, **schedule}  # fmt: skip
 
 
 def _generate(model: str, prompt: str, out: Path, setting: _Setting, call: dict[str, Any], seed: int,

@@ -38,6 +38,7 @@ class Cell:
         density: requested; None for the method's own.
         cache: policy of the cache.
         backend: of the sparse attention.
+        precision: of the sparse attention; None for the model's own type.
         repeats: timed runs.
         parent: the cell that a baseline is compared with.
     """
@@ -52,6 +53,7 @@ class Cell:
     density: float | None
     cache: str
     backend: str
+    precision: str | None
     repeats: int
     parent: Cell | None = None
 
@@ -111,7 +113,7 @@ class Cell:
         return method, "" if density is None else f"{density:g}"
 
     def _setting(self) -> dict[str, Any]:
-        names = ("method", "options", "schedule", "density", "cache", "backend", "repeats")
+        names = ("method", "options", "schedule", "density", "cache", "backend", "precision", "repeats")
         of = None if self.parent is None else self.parent._setting()
         return {name: getattr(self, name) for name in names} | {"of": of}
 
@@ -140,7 +142,7 @@ def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
                 for cache in settings.cache:
                     for choice in choices:
                         cell = Cell(source, reference, call, cache=cache, backend=settings.backend,
-                                    repeats=settings.repeats, **choice)  # fmt: skip
+                                    precision=settings.precision, repeats=settings.repeats, **choice)  # fmt: skip
                         cells += [cell, *_baselines(cell, settings)]
     return cells
 

@@ -85,6 +85,7 @@ class Settings:
         quick: only latents, nothing is decoded, and only four prompts.
         baselines: of `BASELINES`, those that run beside the methods; True for all, False for none.
         backend: of the sparse attention.
+        precision: of the sparse attention, "int8" or "fp8"; None for the model's own type.
     """
 
     method: tuple[Choice, ...] = (Choice("radial"),)
@@ -103,6 +104,7 @@ class Settings:
     quick: bool = False
     baselines: tuple[str, ...] = BASELINES
     backend: str = "auto"
+    precision: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -138,6 +140,7 @@ class Settings:
                 raise ValueError(f"{name} {number} is not a whole number of at least 1")
         if self.backend != "auto":
             kernels.backend(self.backend)
+        kernels.check_precision(self.precision)
         if self.density and not any(choice.crosses() for choice in self.method):
             raise ValueError(f"none of the methods {', '.join(choice.name for choice in self.method)} takes a density "
                              "from the density axis")  # fmt: skip

@@ -123,7 +123,8 @@ class Stage:
     def _session(self, cell: Cell, method: Method | None) -> Session | None:
         if method is None:
             return None
-        session = vidaccel.enable(self.pipe, method, schedule=cell.schedule, backend=cell.backend, min_tokens=0)
+        session = vidaccel.enable(self.pipe, method, schedule=cell.schedule, backend=cell.backend,
+                                  precision=cell.precision, min_tokens=0)  # fmt: skip
         session.detach()
         return session
 

@@ -21,7 +21,7 @@ from vidaccel.plan import AttentionPlan
 BACKENDS = ("triton", "cpu", "flex", "reference")
 """Best first: "auto" takes the first that can run a call."""
 
-__all__ = ["BACKENDS", "PRECISIONS", "attention", "backend", "choose", "merge"]
+__all__ = ["BACKENDS", "PRECISIONS", "attention", "backend", "check_precision", "choose", "merge"]
 
 
 def backend(name: str) -> ModuleType:
@@ -35,6 +35,12 @@ def backend(name: str) -> ModuleType:
     return importlib.import_module(f"vidaccel.kernels.{name}")
 
 
+def check_precision(precision: str | None) -> None:
+    """Raise ValueError for a precision that is neither one of `PRECISIONS` nor None."""
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}, or None")
+
+
 def choose(name: str, query: Tensor, precision: str | None = None) -> str:
     """The backend that runs a call with such a query.
 
@@ -46,8 +52,7 @@ def choose(name: str, query: Tensor, precision: str | None = None) -> str:
     Raises:
         ValueError: unknown name or precision, or the named backend cannot run this call.
     """
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}, or None")
+    check_precision(precision)
     if name == "auto":
         # The reference needs tokens x tokens memory, so it is never picked silently.
         reasons = []
