@@ -63,6 +63,7 @@ CASES: dict[str, tuple[torch.dtype, Callable[[], BlockMask]]] = {
     "band 0.09 bf16": (torch.bfloat16, lambda: band(8192, 128, 6)),
     "band 0.09 fp32": (torch.float32, lambda: band(8192, 128, 6)),
     "scattered 128-blocks per head 0.25 bf16": (torch.bfloat16, lambda: scattered(8192, 128, 0.25, HEADS)),
+    "scattered 64-blocks per head 0.25 bf16": (torch.bfloat16, lambda: scattered(8192, 64, 0.25, HEADS)),
     "scattered 64-blocks per head 0.25 fp32": (torch.float32, lambda: scattered(8192, 64, 0.25, HEADS)),
     "miniature radial fp32": (torch.float32, radial),
     "miniature radial split 16 fp32": (torch.float32, lambda: radial(split=16)),

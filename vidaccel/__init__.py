@@ -11,7 +11,7 @@ from vidaccel.api import disable, enable, summary
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, Method
 from vidaccel.miniature import load_miniature
-from vidaccel.plan import AttentionPlan, BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 from vidaccel.session import Session
@@ -22,6 +22,7 @@ __all__ = [
     "METHODS",
     "AttentionPlan",
     "BlockMask",
+    "ExtraKeys",
     "Method",
     "Profile",
     "Schedule",

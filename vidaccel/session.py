@@ -71,8 +71,8 @@ class Expert:
         """Tell the session of a transformer call, and the layers how to attend in it."""
         if any(layer.module.processor is not layer.processor for layer in self.layers):
             raise RuntimeError(
-                f"attention processors of {type(transformer).__name__} were replaced after sparse attention was enabled, "
-                "as fuse_qkv_projections() does: disable it, then enable it again"
+                f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
+                "enabled, as fuse_qkv_projections() does: disable it, then enable it again"
             )
         call = Call(args, kwargs)
         layout, timestep = self.family.layout(transformer, call), self.family.timestep(call)

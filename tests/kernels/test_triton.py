@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from vidaccel.kernels import triton, triton_table
 from vidaccel.kernels.triton import Work, prepare
 from vidaccel.kernels.triton_table import HEAD_DIMS, TABLE, Tile, choose, row
-from vidaccel.plan import BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TILE = Tile(64, 64, 4, 2)
@@ -43,10 +44,27 @@ def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(dtype=torch.float16, head_dim=64) is None
     assert reason(device="cpu") == "it needs a CUDA or ROCm GPU, the query is on cpu"
     assert reason(dtype=torch.float32) == "it has bfloat16 and float16, not float32"
-    assert reason(head_dim=96) == "it has head dims 64 and 128, not 96"
+    assert reason(head_dim=80) == "it has head dims 64, 96, 128, not 80"
+    assert reason(head_dim=96) is None
     for architecture in ("sm_75", "gfx1100"):
         monkeypatch.setattr(triton, "architecture", lambda device, name=architecture: name)
         assert f"no kernel for {architecture}; it needs sm_80, sm_86" in str(reason())
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(
+    "architecture, int8, fp8",
+    [
+        ("sm_80", None, "sm_80 multiplies no e4m3 in tensor cores; fp8 needs sm_89"), ("sm_89", None, None),
+        ("sm_90", None, None), ("sm_120", None, None), ("sm_103", "INT8 products of an older kind", "an older kind"),
+        ("gfx942", "spills registers", "multiplies no e4m3"),
+    ],
+)  # fmt: skip
+def test_precisions(monkeypatch: pytest.MonkeyPatch, architecture: str, int8: str | None, fp8: str | None) -> None:
+    monkeypatch.setattr(triton, "architecture", lambda device: architecture)
+    for precision, reason in (("int8", int8), ("fp8", fp8)):
+        said = triton.why_not(Query(), precision)  # type: ignore[arg-type]
+        assert said is None if reason is None else reason in str(said)
 
 
 def test_interpreter_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,18 +113,40 @@ def test_rows(architecture: str, expected: str | None) -> None:
 
 @pytest.mark.parametrize(
     "query_block, block_q",
-    [(1, 16), (16, 16), (32, 32), (48, 64), (64, 64), (100, 128), (128, 128), (192, 64), (256, 128)],
+    [(1, 16), (16, 16), (32, 32), (48, 64), (64, 64), (100, 128), (128, 128), (256, 128)],
 )
 def test_rows_per_program_fit_the_plan(query_block: int, block_q: int) -> None:
     """Powers of two are met exactly; of other sizes, a part of the rows of a program may be idle."""
     for architecture in TABLE:
         for head_dim in HEAD_DIMS:
-            assert choose(architecture, head_dim, query_block).block_q == block_q
+            rows = TABLE[architecture][head_dim]
+            most = max(tile.block_q for tile in rows)
+            assert choose(architecture, head_dim, query_block, 4096).block_q == min(block_q, most)
+
+
+@pytest.mark.parametrize("length, block_k", [(16, 32), (32, 32), (64, 64), (100, 128), (128, 128), (4000, 128)])
+def test_steps_fit_the_ranges(length: int, block_k: int) -> None:
+    """A step of 128 keys for a range of 16 would mask seven eighths of its work."""
+    assert choose("sm_90", 64, 128, length).block_k == block_k
+
+
+def test_e4m3_takes_shorter_steps() -> None:
+    assert choose("sm_90", 64, 128, 4096).block_k == 128
+    assert choose("sm_90", 64, 128, 4096, "fp8").block_k == 64
+
+
+def test_candidates_hold_the_row_and_fit_the_plan() -> None:
+    for architecture, head_dim in itertools.product(TABLE, HEAD_DIMS):
+        for query_block in (16, 64, 128):
+            tiles = triton_table.candidates(architecture, head_dim, query_block)
+            assert choose(architecture, head_dim, query_block, 4096) in tiles
+            assert len(set(tiles)) == len(tiles) and all(tile.block_q <= query_block for tile in tiles)
+    assert triton_table.candidates("sm_70", 64, 128) == ()
 
 
 def test_unknown_architecture_is_an_error() -> None:
     with pytest.raises(ValueError, match="no launch parameters for sm_70; there are for sm_80"):
-        choose("sm_70", 64, 128)
+        choose("sm_70", 64, 128, 128)
 
 
 def test_heaviest_tiles_come_first_and_neighbours_stay_together() -> None:
@@ -136,7 +176,7 @@ def test_work_is_kept_with_the_mask_and_goes_with_it() -> None:
 def launch(query: torch.Tensor, mask: BlockMask | None = None, tile: Tile = TILE, **changes: object) -> triton.Launch:
     options: dict[str, object] = {"key": query, "value": query, "key_lengths": None, "scale": 0.1, "return_lse": False}
     mask = mask or BlockMask.full(query.shape[1], query.shape[1])
-    return prepare(query, mask=mask, tile=tile, **{**options, **changes})  # type: ignore[arg-type]
+    return prepare(query, plan=AttentionPlan(mask), tile=tile, **{**options, **changes})  # type: ignore[arg-type]
 
 
 def test_strided_inputs_are_not_copied() -> None:
@@ -164,17 +204,15 @@ def test_grid_covers_every_part_of_every_tile() -> None:
 
 def test_an_empty_batch_launches_nothing() -> None:
     query, mask = torch.empty(0, 64, 2, 64), BlockMask.full(64, 64)
-    out, lse = triton.attention(query, query, query, mask, key_lengths=None, scale=1.0, return_lse=True)
+    out, lse = triton.attention(
+        query, query, query, AttentionPlan(mask), key_lengths=None, scale=1.0, return_lse=True
+    )  # fmt: skip
     assert out.shape == query.shape and lse is not None and lse.shape == (0, 2, 64)
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"key": torch.zeros(1, 64, 1, 64)}, r"key is \[1, 64, 1, 64\], the query needs \[1, 64, 2, 64\]"),
-        ({"value": torch.zeros(1, 63, 2, 64)}, r"value is \[1, 63, 2, 64\], the query needs \[1, 64, 2, 64\]"),
-        ({"value": torch.zeros(1, 64, 2, 64).half()}, "value is torch.float16 on cpu, query torch.float32 on cpu"),
-        ({"key_lengths": torch.tensor([3, 4])}, r"one number per batch row, \[1\], got \[2\]"),
         ({"scale": -1.0}, "scale=-1.0 is not a positive finite number"),
         ({"scale": float("nan")}, "scale=nan is not a positive finite number"),
     ],
@@ -190,6 +228,17 @@ def test_the_kernel_has_the_parameters_of_a_launch() -> None:
 
     call = launch(torch.zeros(1, 64, 2, 64))
     assert {*call.arguments, *call.constants} == set(block_sparse_forward.arg_names)
+
+
+def test_a_quantised_launch_holds_bits_and_scales() -> None:
+    query = torch.randn(1, 64, 2, 96)
+    plain, int8, fp8 = (launch(query, precision=precision) for precision in (None, "int8", "fp8"))
+    assert plain.key_mean is None and plain.arguments["query_scale"] is None and plain.constants["SHIFT"] == 0
+    assert int8.arguments["key"].dtype == torch.int8 and int8.arguments["value"].dtype == torch.float16
+    assert int8.arguments["key_scale"].shape == (1, 2, 64) and int8.arguments["value_scale"] is None
+    assert fp8.arguments["value"].dtype == torch.float8_e4m3fn and fp8.arguments["value_scale"].shape == (1, 2, 96)
+    assert fp8.constants["SHIFT"] == 8 and fp8.key_mean is not None and fp8.arguments["out"].dtype == torch.float32
+    assert (fp8.constants["HEAD"], fp8.constants["TAIL"]) == (64, 32)
 
 
 def test_table_covers_the_head_dims() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -21,10 +22,15 @@ from tests.kernels.triton_compiler import (
     launch,
     source,
 )
-from vidaccel.kernels.triton_table import HEAD_DIMS, TABLE, Tile, choose
+from vidaccel.kernels.triton_table import FP8_KEYS, HEAD_DIMS, NO_INT8, TABLE, Tile, choose
 
 ARCHITECTURES = sorted(TABLE)
-SMALL_BLOCKS = (64, 32, 16)
+NARROW_CORES = {
+    "sm_80": {"int8": {"IMMA"}}, "sm_86": {"int8": {"IMMA"}}, "sm_89": {"int8": {"IMMA"}, "fp8": {"QMMA"}},
+    "sm_90": {"int8": {"IGMMA"}, "fp8": {"QGMMA"}}, "sm_120": {"int8": {"IMMA"}, "fp8": {"QMMA"}},
+}  # fmt: skip
+"""Tensor-core instructions of few bits, where they are fast."""
+PRECISE = [(architecture, precision) for architecture, kinds in NARROW_CORES.items() for precision in kinds]
 
 
 @pytest.fixture(autouse=True)
@@ -32,56 +38,69 @@ def _compile_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
 
 
-def problems(machine: Machine, architecture: str, tile: Tile) -> list[str]:
+def problems(machine: Machine, architecture: str, tile: Tile, precision: str | None = None) -> list[str]:
     """What is wrong with machine code for an architecture."""
     tensor_core = TENSOR_CORES[architecture]
     if architecture.startswith("sm_") and tile.block_q < WARPGROUP_ROWS:
         tensor_core = "HMMA"
+    wanted = {tensor_core} if precision is None else NARROW_CORES[architecture][precision]
     found = [f"{machine.spilled} spilled with {machine.registers} registers"] if machine.spilled else []
-    if not machine.instructions[tensor_core]:
-        found.append(f"no {tensor_core}")
+    if not any(machine.instructions[name] for name in wanted):
+        found.append(f"no {' or '.join(sorted(wanted))}")
     if machine.shared > SHARED_KB[architecture] * 1024:
         found.append(f"{machine.shared} bytes of shared memory, of {SHARED_KB[architecture]} KB")
     return found
 
 
-def check(architecture: str, head_dim: int, query_block: int, dtype: torch.dtype, options: bool) -> None:
-    tile = choose(architecture, head_dim, query_block)
-    assert tile.block_q == query_block
-    machine = compiled(architecture, head_dim, tile, dtype, options)
-    assert not problems(machine, architecture, tile), tile
+def check(
+    architecture: str, head_dim: int, tile: Tile, dtype: torch.dtype, options: bool, parts: str = "mask",
+    precision: str | None = None,
+) -> None:  # fmt: skip
+    machine = compiled(architecture, head_dim, tile, dtype, options, parts, precision)
+    assert not problems(machine, architecture, tile, precision), tile
+
+
+def picked(architecture: str, head_dim: int, precision: str | None = None) -> Tile:
+    """The launch parameters of a plan with long ranges."""
+    return choose(architecture, head_dim, 128, 4096, precision)
 
 
 @pytest.mark.parametrize("dtype, options", [(torch.bfloat16, False), (torch.float16, True)], ids=["bf16", "fp16-lse"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_large_blocks(architecture: str, head_dim: int, dtype: torch.dtype, options: bool) -> None:
-    check(architecture, head_dim, 128, dtype, options)
+def test_what_long_ranges_get(architecture: str, head_dim: int, dtype: torch.dtype, options: bool) -> None:
+    check(architecture, head_dim, picked(architecture, head_dim), dtype, options)
 
 
-@pytest.mark.parametrize("dtype, options", [(torch.bfloat16, True), (torch.float16, False)], ids=["bf16-lse", "fp16"])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-@pytest.mark.parametrize("architecture", ["sm_90", "sm_100", "gfx942"])
-def test_large_blocks_the_other_way_round(
-    architecture: str, head_dim: int, dtype: torch.dtype, options: bool
-) -> None:  # fmt: skip
-    """Data-centre GPUs have rows of their own, close to 255 registers: all four variants."""
-    check(architecture, head_dim, 128, dtype, options)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_orders_and_extra_keys(architecture: str, head_dim: int) -> None:
+    check(architecture, head_dim, picked(architecture, head_dim), torch.bfloat16, True, "all")
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("architecture, precision", PRECISE)
+def test_fewer_bits(architecture: str, precision: str, head_dim: int) -> None:
+    tile = picked(architecture, head_dim, precision)
+    check(architecture, head_dim, tile, torch.bfloat16, True, "mask", precision)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_small_blocks(architecture: str, head_dim: int) -> None:
-    for query_block in SMALL_BLOCKS:
-        check(architecture, head_dim, query_block, torch.bfloat16, True)
+def test_every_row_of_the_table(architecture: str, head_dim: int) -> None:
+    """Each with everything that a call can ask for, in its own type and in the fewest bits that it has."""
+    bits = [precision for name, precision in PRECISE if name == architecture][-1:]
+    for tile, precision in itertools.product(TABLE[architecture][head_dim], [None, *bits]):
+        if precision != "fp8" or tile.block_k <= FP8_KEYS:
+            check(architecture, head_dim, tile, torch.bfloat16, True, "all", precision)
 
 
 def test_every_row_is_checked() -> None:
     for rows in TABLE.values():
         assert set(rows) == set(HEAD_DIMS)
-        assert all([tile.block_q for tile in tiles] == [128, *SMALL_BLOCKS] for tiles in rows.values())
-    assert set(TABLE) == set(SHARED_KB) == set(TENSOR_CORES)
+        assert all({16, 32, 64} <= {tile.block_q for tile in tiles} for tiles in rows.values())
+    assert set(TABLE) == set(SHARED_KB) == set(TENSOR_CORES) == set(NARROW_CORES) | set(NO_INT8)
 
 
 def test_the_check_sees_spills_and_shared_memory() -> None:

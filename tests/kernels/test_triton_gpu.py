@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidaccel import kernels
-from vidaccel.plan import BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -51,7 +51,7 @@ def random_mask(patterns: int, tokens: int, query_block: int, key_block: int, ke
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("query_block", [16, 32, 64, 128, 100, 256])
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
 def test_ragged_random_blocks(head_dim: int, query_block: int, dtype: torch.dtype) -> None:
     check(*inputs(2, 1533, 3, head_dim, dtype), random_mask(3, 1533, query_block, 64))
 
@@ -110,6 +110,55 @@ def test_addresses_past_two_to_the_31() -> None:
     out, _ = kernels.attention(tail, whole, whole, short, backend_name="triton")
     dense = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (tail, whole, whole)))
     assert float((out.double() - dense.transpose(1, 2).double()).norm() / dense.double().norm()) < TOLERANCE
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_orders_and_extra_keys(head_dim: int) -> None:
+    """Against the composed cpu backend, which gathers and merges."""
+    query, key, value = inputs(2, 1001, 3, head_dim)
+    mask = random_mask(3, 1001, 128, 64, kept=0.2)
+    order = torch.rand(6, 1001, device=DEVICE).argsort(1).int()
+    means = torch.randn(2, 70, 3, head_dim, device=DEVICE).bfloat16()
+    bias = torch.randn(3, mask.tiles, 70, device=DEVICE)
+    bias[:, 1] = float("-inf")
+    plan = AttentionPlan(mask.to(DEVICE), order, order.flip(0), ExtraKeys(means, means, bias))
+    lengths = torch.tensor([1001, 700], device=DEVICE)
+    out, lse = kernels.attention(query, key, value, plan, key_lengths=lengths, return_lse=True, backend_name="triton")
+    wide = [each.float().cpu() for each in (query, key, value)]
+    extra = ExtraKeys(means.float().cpu(), means.float().cpu(), bias.cpu())
+    expected, expected_lse = kernels.attention(
+        *wide, AttentionPlan(mask, order.cpu(), order.flip(0).cpu(), extra), key_lengths=lengths.cpu(), return_lse=True,
+        backend_name="cpu",
+    )  # fmt: skip
+    assert lse is not None and expected_lse is not None
+    assert float((out.float().cpu() - expected).norm() / expected.norm()) < TOLERANCE
+    assert float((lse.cpu() - expected_lse).abs().nan_to_num(0.0).max()) < 1e-2
+
+
+@pytest.mark.parametrize("precision, tolerance", [("int8", 3e-2), ("fp8", 8e-2)])
+@pytest.mark.parametrize("head_dim", [64, 96, 128])
+def test_fewer_bits(head_dim: int, precision: str, tolerance: float) -> None:
+    query, key, value = inputs(1, 1533, 4, head_dim)
+    key = key + 4 * torch.randn(1, 1, 4, head_dim, device=DEVICE).bfloat16()
+    if reason := kernels.backend("triton").why_not(query, precision):
+        pytest.skip(reason)
+    mask = random_mask(4, 1533, 128, 64)
+    out, lse = kernels.attention(
+        query, key, value, mask, return_lse=True, precision=precision, backend_name="triton"
+    )  # fmt: skip
+    expected, expected_lse = exact(query, key, value, mask, None)
+    assert lse is not None
+    assert float((out.double() - expected).norm() / expected.norm()) < tolerance
+    assert float((lse - expected_lse).abs().max()) < 0.2
+
+
+def test_a_mask_made_on_the_gpu_has_slack_and_equals_one_made_on_the_cpu() -> None:
+    query, key, value = inputs(1, 1000, 2, 64)
+    blocks = torch.rand(2, 8, 16) < 0.3
+    made = [BlockMask.from_blocks(blocks.to(device), 128, 64, 1000, 1000) for device in (DEVICE, "cpu")]
+    assert len(made[0].ranges) > len(made[1].ranges)
+    outs = [kernels.attention(query, key, value, mask, backend_name="triton")[0] for mask in made]
+    assert float((outs[0] - outs[1]).abs().max()) < 1e-2
 
 
 def test_auto_takes_triton() -> None:

@@ -20,9 +20,12 @@ from triton.compiler import ASTSource
 from vidaccel.kernels.triton import Launch, prepare
 from vidaccel.kernels.triton_kernel import block_sparse_forward
 from vidaccel.kernels.triton_table import Tile
-from vidaccel.plan import BlockMask
+from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 
-POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"}
+POINTERS = {
+    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int8: "*i8",
+    torch.float8_e4m3fn: "*fp8e4nv",
+}  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORES = {
     "sm_80": "HMMA", "sm_86": "HMMA", "sm_89": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_120": "HMMA",
@@ -43,19 +46,34 @@ class Machine:
     instructions: Counter[str]
 
 
-def launch(head_dim: int, tile: Tile, dtype: torch.dtype, options: bool) -> Launch:
-    """A launch at the shapes of a Wan 1.3B call, on the meta device; with LSE and key lengths, or with neither."""
+def launch(
+    head_dim: int, tile: Tile, dtype: torch.dtype, options: bool, parts: str = "mask", precision: str | None = None
+) -> Launch:
+    """A launch at the shapes of a Wan 1.3B call, on the meta device; with LSE and key lengths, or with neither.
+
+    `parts` of the plan: "mask" alone, or "all": orders and extra keys, too.
+    """
     query = torch.empty(2, 32760, 12, head_dim, dtype=dtype, device="meta")
     lengths = torch.empty(2, dtype=torch.int32, device="meta") if options else None
     mask = BlockMask.full(32760, 32760, query_block=tile.block_q).to("meta")
+    plan = AttentionPlan(mask)
+    if parts == "all":
+        order = torch.empty(24, 32760, dtype=torch.int32, device="meta")
+        means = torch.empty(2, 1000, 12, head_dim, dtype=dtype, device="meta")
+        bias = torch.empty(24, mask.tiles, 1000, device="meta")
+        plan = AttentionPlan(mask, order, order, ExtraKeys(means, means, bias))
     return prepare(
-        query, query, query, mask, key_lengths=lengths, scale=head_dim**-0.5, return_lse=options, tile=tile
+        query, query, query, plan, key_lengths=lengths, scale=head_dim**-0.5, return_lse=options, tile=tile,
+        precision=precision,
     )  # fmt: skip
 
 
-def compiled(architecture: str, head_dim: int, tile: Tile, dtype: torch.dtype, options: bool) -> Machine:
+def compiled(
+    architecture: str, head_dim: int, tile: Tile, dtype: torch.dtype, options: bool, parts: str = "mask",
+    precision: str | None = None,
+) -> Machine:  # fmt: skip
     """The machine code of that launch for an architecture."""
-    call = launch(head_dim, tile, dtype, options)
+    call = launch(head_dim, tile, dtype, options, parts, precision)
     is_amd = architecture.startswith("gfx")
     target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", int(architecture[3:]), 32)
     kernel = triton.compile(source(call), target=target, options=call.options)
@@ -128,7 +146,8 @@ def _read_amd(asm: dict[str, Any], shared: int) -> Machine:
         assert found, f"no {name} in the metadata"
         return int(found[1])
 
-    spilled = sum(map(field, ("vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")))
+    # Scalar registers spill into lanes of vector registers, not into memory.
+    spilled = field("vgpr_spill_count") + field("private_segment_fixed_size")
     names = (name for name in re.findall(r"^\s+([a-z]\w+)", text, re.MULTILINE))
     instructions = Counter("v_mfma" if name.startswith("v_mfma") else name for name in names)
     return Machine(field("vgpr_count"), spilled, shared, instructions)

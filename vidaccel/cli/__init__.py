@@ -1,9 +1,10 @@
-"""The command line: ``vidaccel demo | generate | eval | plan | env | ls``."""
+"""The command line: ``vidaccel demo | generate | eval | bench | plan | env | ls``."""
 
 from __future__ import annotations
 
 import typer
 
+from vidaccel.cli.bench import bench
 from vidaccel.cli.demo import demo
 from vidaccel.cli.eval import eval_
 from vidaccel.cli.generate import generate
@@ -16,3 +17,4 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pret
 
 for command in (demo, generate, eval_, plan, env, ls):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(bench, name="bench")

@@ -61,7 +61,8 @@ def eval_(
              "prompts_file": prompts_file and str(prompts_file), "seed": seed, "negative_prompt": negative_prompt,
              "steps": steps, "height": height, "width": width, "frames": frames, "guidance": guidance,
              "schedule": _schedule(schedule), "repeats": repeats, "quick": quick, "baselines": baselines,
-             "backend": backend, "precision": precision, "dtype": dtype, "device": device, "out": out and str(out)}  # fmt: skip
+             "backend": backend, "precision": precision, "dtype": dtype, "device": device,
+             "out": out and str(out)}  # fmt: skip
     with reserved_stdout():
         result = _eval(settings, {name: item for name, item in flags.items() if item not in (None, [])})
     print_json(result.to_dict()) if json else _show(result)

@@ -72,8 +72,8 @@ def run(
     blocks = Blocks.of(mask)
     flex_mask = blocks.flex(batch, heads, key_lengths)
     inputs = tuple(each.detach().transpose(1, 2) for each in (query, key, value))
-    program = _program(query.device, _signature(*inputs, flex_mask.kv_indices, flex_mask.full_kv_indices, blocks.keys),
-                       blocks.size, scale, return_lse, key_lengths is None)  # fmt: skip
+    tensors = _signature(*inputs, flex_mask.kv_indices, flex_mask.full_kv_indices, blocks.rows, blocks.keys)
+    program = _program(query.device, (*tensors, blocks.tile, key_lengths is None), blocks.size, scale, return_lse)
     result = program(*inputs, flex_mask)
     out, lse = result if return_lse else (result, None)
     return out.transpose(1, 2), None if lse is None else lse.float()
@@ -84,9 +84,9 @@ def _signature(*tensors: Tensor) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(KEPT_PROGRAMS)
-def _program(device: torch.device, signature: tuple[Any, ...], size: tuple[int, int], scale: float, return_lse: bool,
-             whole: bool) -> Callable[..., Any]:  # fmt: skip
-    """FlexAttention compiled for one kind of call, which is all that the arguments are for.
+def _program(device: torch.device, signature: tuple[Any, ...], size: tuple[int, int], scale: float,
+             return_lse: bool) -> Callable[..., Any]:  # fmt: skip
+    """FlexAttention compiled for one kind of call, which `signature` tells from others.
 
     torch counts compilations by code object and past a limit refuses, or runs the uncompiled way without a word. So
     each kind has a code object of its own.

@@ -249,7 +249,9 @@ def _cleared(states: Tensor, valid: Tensor | None) -> Tensor:
 def _scales(largest: Tensor, steps: float) -> tuple[Tensor, Tensor]:
     """The scale by which `steps` stands for `largest`, and its inverse; 1 and 0 where there is nothing but zeros."""
     empty = largest < TINY
-    return torch.where(empty, 1.0, largest / steps), torch.where(empty, 0.0, steps / largest)
+    # A number over a tensor is a reciprocal and a product in torch: two roundings, where the kernels have one.
+    inverse = torch.full_like(largest, steps) / largest
+    return torch.where(empty, 1.0, largest / steps), torch.where(empty, 0.0, inverse)
 
 
 def _rows(states: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from vidaccel.kernels import triton_table
+from vidaccel.kernels import quantise, triton_table
+from vidaccel.kernels.quantise import Quantised
 from vidaccel.kernels.triton_table import HEAD_DIMS, Tile
-from vidaccel.plan import BlockMask
+from vidaccel.mask import BlockMask
+from vidaccel.plan import AttentionPlan, ExtraKeys
 
 DTYPES = (torch.bfloat16, torch.float16)
 # In the interpreter bf16 is computed on its bits as integers: wrong by many orders of magnitude, without an error.
@@ -29,6 +31,10 @@ INTERPRETER_ARCHITECTURE = "sm_90"
 WORK_CLASSES = 16
 MAX_TOKEN_STRIDE = 1 << 23
 """Elements; the kernel addresses up to 128 tokens from one pointer with 32 bits."""
+
+
+FP8_FROM = 89
+"""Compute capability from which tensor cores multiply e4m3."""
 
 
 def why_not(query: Tensor, precision: str | None = None) -> str | None:
@@ -40,10 +46,19 @@ def why_not(query: Tensor, precision: str | None = None) -> str | None:
         where = "in Triton's interpreter it has" if _interpreted() else "it has"
         return f"{where} {_names(dtypes)}, not {_names((query.dtype,))}"
     if query.shape[-1] not in HEAD_DIMS:
-        return f"it has head dims {' and '.join(map(str, HEAD_DIMS))}, not {query.shape[-1]}"
+        return f"it has head dims {', '.join(map(str, HEAD_DIMS))}, not {query.shape[-1]}"
     if triton_table.row(name := architecture(query.device)) is None:
         return f"it has no kernel for {name}; it needs {', '.join(triton_table.TABLE)} or a successor of these"
-    return _import_problem()
+    return _precision_problem(name, precision) or _import_problem()
+
+
+def _precision_problem(name: str, precision: str | None) -> str | None:
+    """Why an architecture has no fast path for a precision, or None."""
+    if precision == "fp8" and (name.startswith("gfx") or int(name[3:]) < FP8_FROM):
+        return f"{name} multiplies no e4m3 in tensor cores; fp8 needs sm_{FP8_FROM} or later"
+    if precision is not None and (reason := triton_table.NO_INT8.get(triton_table.row(name) or "")):
+        return f"{name} {reason}"
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +88,16 @@ _WORK: WeakKeyDictionary[BlockMask, Work] = WeakKeyDictionary()
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """One launch of the kernel: `grid` programs with `arguments` and, fixed at compile time, `constants`."""
+    """One launch of the kernel: `grid` programs with `arguments` and, fixed at compile time, `constants`.
+
+    `key_mean` is what quantised keys are less, else None.
+    """
 
     arguments: dict[str, Any]
-    constants: dict[str, int]
+    constants: dict[str, int | None]
     options: dict[str, int]
     grid: int
+    key_mean: Tensor | None = None
 
     def run(self) -> None:
         """Start the kernel on the device of its tensors."""
@@ -93,80 +112,125 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask,
+    plan: AttentionPlan,
     *,
     key_lengths: Tensor | None,
     scale: float,
     return_lse: bool,
+    precision: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention over the pairs that `mask` keeps; see `vidaccel.kernels.attention`. Forward only.
+    """Attention by `plan`; see `vidaccel.kernels.attention`. Forward only.
 
     Inputs may be strided: only one whose head dim is not dense is copied. The first call with a mask sorts its tiles.
 
     Raises:
-        ValueError: shapes, types or a scale that the kernel does not have.
+        ValueError: a scale that the kernel does not have.
     """
-    tile = triton_table.choose(architecture(query.device), query.shape[-1], mask.query_block)
+    assert plan.mask is not None
+    mask, name = plan.mask, architecture(query.device)
+    tile = triton_table.choose(name, query.shape[-1], mask.query_block, mask.range_length, precision)
     launch = prepare(
-        query, key, value, mask, key_lengths=key_lengths, scale=scale, return_lse=return_lse, tile=tile
+        query, key, value, plan, key_lengths=key_lengths, scale=scale, return_lse=return_lse, tile=tile,
+        precision=precision,
     )  # fmt: skip
     if launch.grid:
         launch.run()
-    return launch.arguments["out"], launch.arguments["lse"]
+    out, lse = launch.arguments["out"], launch.arguments["lse"]
+    if lse is not None and launch.key_mean is not None:
+        lse = lse + quantise.lse_shift(query, launch.key_mean, scale)
+    return out, lse
 
 
 def prepare(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: BlockMask,
+    plan: AttentionPlan,
     *,
     key_lengths: Tensor | None,
     scale: float,
     return_lse: bool,
     tile: Tile,
+    precision: str | None = None,
 ) -> Launch:
     """The launch that computes a call with the given launch parameters; its ``out`` and ``lse`` are the results.
 
+    With a `precision` it has quantised the inputs, and its ``lse`` still lacks `quantise.lse_shift`.
+
     Raises:
-        ValueError: as `attention`.
+        ValueError: a scale that is not positive and finite.
     """
-    _check(query, key, value, key_lengths, scale)
-    batch, queries, heads, head_dim = query.shape
-    query, key, value = (_addressable(each) for each in (query, key, value))
-    work = Work.of(mask)
-    out = query.new_empty(query.shape)
-    lse = query.new_empty((batch, heads, queries), dtype=torch.float32) if return_lse else None
-    if key_lengths is not None:
-        key_lengths = key_lengths.to(query.device, torch.int32).contiguous()
-    arguments = {
-        "query": query, "key": key, "value": value, "out": out, "lse": lse, "offsets": work.offsets,
-        "ranges": work.ranges, "order": work.order, "key_lengths": key_lengths, "scale_log2": scale * math.log2(math.e),
-        "queries": queries, "heads": heads, "patterns": mask.patterns, "tiles": mask.tiles,
-        "query_block": mask.query_block,
-    }  # fmt: skip
-    for letter, tensor in zip("qkvo", (query, key, value, out), strict=True):
-        names = (f"{letter}_batch", f"{letter}_token", f"{letter}_head")
-        arguments.update(zip(names, tensor.stride()[:3], strict=True))
-    constants = {"HEAD_DIM": head_dim, "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k}
-    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-    return Launch(arguments, constants, options, batch * heads * mask.tiles * -(-mask.query_block // tile.block_q))
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None, scale: float) -> None:
-    """Refuse what the kernel would read out of bounds or compute wrongly."""
-    batch, _, heads, head_dim = query.shape
-    for name, tensor in (("key", key), ("value", value)):
-        expected = (batch, key.shape[1], heads, head_dim)
-        if tensor.shape != expected:
-            raise ValueError(f"{name} is {list(tensor.shape)}, the query needs {list(expected)}")
-        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
-            raise ValueError(f"{name} is {tensor.dtype} on {tensor.device}, query {query.dtype} on {query.device}")
-    if key_lengths is not None and key_lengths.shape != (batch,):
-        raise ValueError(f"key_lengths is one number per batch row, [{batch}], got {list(key_lengths.shape)}")
     # The running maximum is taken before scaling, which a scale that is not positive would turn round.
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale={scale} is not a positive finite number")
+    mask, (batch, queries, heads, head_dim) = plan.mask, query.shape
+    assert mask is not None
+    out = query.new_empty(query.shape)
+    lse = query.new_empty((batch, heads, queries), dtype=torch.float32) if return_lse else None
+    bits = None
+    if precision is not None:
+        bits = quantise.quantise(query, key, value, precision, key_lengths=key_lengths, key_order=plan.key_order)
+    inputs = (query, key, value) if bits is None else (bits.query, bits.key, bits.value)
+    arguments = _tensors(inputs, out, lse, plan, key_lengths) | _quantised(bits) | _extra(query, plan.extra, bits)
+    arguments |= {"scale_log2": scale * math.log2(math.e), "queries": queries, "keys": mask.keys, "heads": heads}
+    shift = quantise.WEIGHT_SHIFT[precision] if precision else 0
+    head = 1 << (head_dim.bit_length() - 1)
+    constants = {
+        "HEAD": head, "TAIL": head_dim - head, "BLOCK_Q": tile.block_q, "BLOCK_K": tile.block_k,
+        "EXTRA_K": min(tile.block_k, triton_table.EXTRA_KEYS), "SHIFT": shift,
+        "PARTIAL": tile.block_k if precision == "fp8" else None,
+    }  # fmt: skip
+    options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+    grid = batch * heads * mask.tiles * -(-mask.query_block // tile.block_q)
+    return Launch(arguments, constants, options, grid, None if bits is None else bits.key_mean)
+
+
+def _tensors(
+    inputs: tuple[Tensor, Tensor, Tensor], out: Tensor, lse: Tensor | None, plan: AttentionPlan,
+    key_lengths: Tensor | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The kernel's arguments for inputs, results, mask and orders."""
+    mask = plan.mask
+    assert mask is not None
+    work, query = Work.of(mask), inputs[0]
+    if key_lengths is not None:
+        key_lengths = key_lengths.to(query.device, torch.int32).contiguous()
+    tensors = dict(zip(("query", "key", "value"), map(_addressable, inputs), strict=True)) | {"out": out}
+    orders = {name: None if order is None else order.contiguous()
+              for name, order in (("query_order", plan.query_order), ("key_order", plan.key_order))}  # fmt: skip
+    return {
+        **tensors, **orders, **_strides("qkvo", *tensors.values()), "lse": lse, "offsets": work.offsets,
+        "ranges": work.ranges, "order": work.order, "key_lengths": key_lengths, "patterns": mask.patterns,
+        "tiles": mask.tiles, "query_block": mask.query_block,
+        "query_rows": 1 if plan.query_order is None else len(plan.query_order),
+        "key_rows": 1 if plan.key_order is None else len(plan.key_order),
+    }  # fmt: skip
+
+
+def _quantised(bits: Quantised | None) -> dict[str, Any]:
+    names = ("query_scale", "key_scale", "value_scale")
+    return {name: None if bits is None else getattr(bits, name) for name in names}
+
+
+def _extra(query: Tensor, extra: ExtraKeys | None, bits: Quantised | None) -> dict[str, Any]:
+    """The kernel's arguments for extra keys, which stay in the inputs' type and meet the queries in it."""
+    if extra is None:
+        nothing = dict.fromkeys(("extra_query", "extra_key", "extra_value", "extra_bias"))
+        return {**nothing, **_strides("xey", *(torch.empty(1, 1, 1, 1),) * 3), "groups": 0, "bias_patterns": 1}
+    key = extra.key if bits is None else bits.centred(extra.key)
+    key, value, query = map(_addressable, (key, extra.value, query))
+    return {
+        "extra_query": None if bits is None else query, "extra_key": key, "extra_value": value,
+        "extra_bias": extra.bias.contiguous(), **_strides("xey", query, key, value),
+        "groups": extra.groups, "bias_patterns": len(extra.bias),
+    }  # fmt: skip
+
+
+def _strides(letters: str, *tensors: Tensor) -> dict[str, int]:
+    """Strides of batch, token and head by the names of the kernel's arguments."""
+    names = [(f"{letter}_batch", f"{letter}_token", f"{letter}_head") for letter in letters]
+    return {name: stride for each, tensor in zip(names, tensors, strict=True)
+            for name, stride in zip(each, tensor.stride()[:3], strict=True)}  # fmt: skip
 
 
 def _addressable(tensor: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def channels(value: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def lse_shift(query: Tensor, key_mean: Tensor, scale: float) -> Tensor:
     """``scale * query . key_mean``, fp32 ``[batch, heads, tokens]``."""
-    launch = prepare_shift(query, key_mean, scale)
+    launch = prepare_shift(query, key_mean * scale)
     launch.run()
     shift: Tensor = launch.arguments["shift"]
     return shift
@@ -94,13 +94,11 @@ def prepare_channels(value: Tensor, largest: Tensor, valid: Tensor | None) -> La
     return _launch(quantise_channels, value, valid, {"largest": largest, **results}, {})
 
 
-def prepare_shift(query: Tensor, key_mean: Tensor, scale: float) -> Launch:
-    """The launch whose result is ``shift``."""
+def prepare_shift(query: Tensor, vector: Tensor) -> Launch:
+    """The launch whose result is ``shift``, the queries' products with fp32 ``[batch, 1, heads, head_dim]``."""
     batch, tokens, heads, _ = query.shape
-    others = {
-        "key_mean": key_mean.float().contiguous(), "scale": scale,
-        "shift": query.new_empty(batch, heads, tokens, dtype=torch.float32),
-    }  # fmt: skip
+    shift = query.new_empty(batch, heads, tokens, dtype=torch.float32)
+    others = {"vector": vector.float().contiguous(), "shift": shift}
     return _launch(shift_rows, query, None, others, {})
 
 
@@ -226,15 +224,15 @@ def quantise_channels(
     tl.store(scales + lane * HEAD_DIM + dims, scale, mask=(dims < HEAD_DIM) & (tl.program_id(0) == 0))
 
 
-@triton.jit(do_not_specialize=["tokens", "heads", "scale"])
+@triton.jit(do_not_specialize=["tokens", "heads"])
 def shift_rows(
-    states, valid, key_mean, scale, shift, tokens, heads, s_batch, s_token, s_head, v_batch, v_head,
+    states, valid, vector, shift, tokens, heads, s_batch, s_token, s_head, v_batch, v_head,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Products of the rows with the mean of the keys, scaled."""
+    """Products of the rows with a vector of the head."""
     lane = tl.program_id(1).to(tl.int64)
     token, dims = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_D)
     x, _ = _read(states, valid, token, tokens, lane // heads, lane % heads, s_batch, s_token, s_head, v_batch, v_head,
                  HEAD_DIM, BLOCK_D)  # fmt: skip
-    centre = tl.load(key_mean + lane * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
-    tl.store(shift + lane * tokens + token, tl.sum(x * centre[None, :], 1) * scale, mask=token < tokens)
+    vector = tl.load(vector + lane * HEAD_DIM + dims, mask=dims < HEAD_DIM, other=0.0)
+    tl.store(shift + lane * tokens + token, tl.sum(x * vector[None, :], 1), mask=token < tokens)

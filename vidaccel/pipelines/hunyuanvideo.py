@@ -19,6 +19,7 @@ from vidaccel.pipelines.base import Call, Family, Processor
 from vidaccel.pipelines.rotary import Rotary, rotate
 from vidaccel.schedule import Schedule
 
+
 class HunyuanVideoProcessor(Processor):
     """Joint self-attention of a dual-stream or single-stream block; anything else goes to the stock processor."""
 

@@ -1,0 +1,189 @@
+"""Tokens put in the order of their clusters, and the masks that clusters of unequal sizes give.
+
+A lane is a head of a batch row, batch slowest; an order is int32 ``[lanes, tokens]``, the token at each position, as
+`AttentionPlan` takes it. Nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vidaccel.mask import BlockMask
+from vidaccel.planning import dispatch
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """Tokens sorted by cluster.
+
+    Args:
+        order: int32 ``[lanes, tokens]``, the token at each position; those of a cluster keep their own order.
+        starts: int32 ``[lanes, clusters + 1]``: cluster ``k`` is at positions ``[starts[k], starts[k + 1])``.
+    """
+
+    order: Tensor
+    starts: Tensor
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The position of each token: int32 ``[lanes, tokens]``."""
+        positions = torch.arange(self.order.shape[1], dtype=torch.int32, device=self.order.device)
+        return torch.empty_like(self.order).scatter_(1, self.order.long(), positions.expand(self.order.shape))
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Tokens of each cluster: int32 ``[lanes, clusters]``."""
+        return self.starts.diff(dim=1)
+
+
+def order_by(labels: Tensor, clusters: int) -> Order:
+    """Sort the tokens of each lane by label.
+
+    Text or padding that was not clustered can have labels of its own after the others: the highest come last.
+
+    Args:
+        labels: int ``[lanes, tokens]`` in ``[0, clusters)``, which is not checked: that would wait for a GPU.
+        clusters: number of labels, used or not.
+
+    Raises:
+        ValueError: labels of another shape or type, or no cluster.
+    """
+    if labels.ndim != 2 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are integers [lanes, tokens], got {labels.dtype} {list(labels.shape)}")
+    if clusters < 1:
+        raise ValueError(f"clusters={clusters}; there is at least one")
+    lanes, tokens = labels.shape
+    # One sort over all lanes: a sort per lane is a launch per lane on a GPU.
+    lane = torch.arange(lanes, dtype=torch.int32, device=labels.device)[:, None]
+    combined, place = (labels.int() + lane * clusters).flatten().sort(stable=True)
+    borders = torch.arange(lanes * clusters + 1, dtype=torch.int32, device=labels.device)
+    starts = torch.searchsorted(combined, borders, out_int32=True)
+    at = lane * clusters + torch.arange(clusters + 1, dtype=torch.int32, device=labels.device)
+    return Order((place.view(lanes, tokens) - lane * tokens).int(), starts[at] - lane * tokens)
+
+
+def permute(states: Tensor, order: Tensor) -> Tensor:
+    """States in an order: position ``i`` of the result is token ``order[i]``.
+
+    Args:
+        states: ``[batch, tokens, heads, head_dim]``, of any strides.
+        order: int32 ``[rows, tokens]``; rows is 1, heads or batch * heads.
+
+    Raises:
+        ValueError: an order of another shape or type.
+    """
+    return _moved(states, order, back=False)
+
+
+def unpermute(states: Tensor, order: Tensor) -> Tensor:
+    """What `permute` undoes: token ``order[i]`` of the result is position ``i`` of `states`."""
+    return _moved(states, order, back=True)
+
+
+def _moved(states: Tensor, order: Tensor, back: bool) -> Tensor:
+    batch, tokens, heads, _ = states.shape
+    good = order.ndim == 2 and order.shape[1] == tokens and order.shape[0] in (1, heads, batch * heads)
+    if not good or order.dtype != torch.int32:
+        raise ValueError(
+            f"an order of states {list(states.shape)} is int32 [1, {heads} or {batch * heads}, {tokens}], got "
+            f"{order.dtype} {list(order.shape)}"
+        )
+    if dispatch.uses_triton(states, order):
+        moved: Tensor = dispatch.module("order").move(states, order, back)
+        return moved
+    return unpermute_reference(states, order) if back else permute_reference(states, order)
+
+
+def permute_reference(states: Tensor, order: Tensor) -> Tensor:
+    """`permute` by a gather."""
+    return states.gather(1, _index(states, order))
+
+
+def unpermute_reference(states: Tensor, order: Tensor) -> Tensor:
+    """`unpermute` by a scatter."""
+    return torch.empty_like(states).scatter_(1, _index(states, order), states)
+
+
+def _index(states: Tensor, order: Tensor) -> Tensor:
+    """For `gather` along the tokens: int64, the states' shape."""
+    rows = order.view(-1, 1 if len(order) == 1 else states.shape[2], states.shape[1])
+    return rows.transpose(1, 2)[..., None].long().expand(states.shape)
+
+
+def cluster_mask(
+    query_starts: Tensor,
+    key_starts: Tensor,
+    kept: Tensor,
+    *,
+    queries: int,
+    keys: int,
+    query_block: int = 128,
+    key_block: int = 128,
+) -> BlockMask:
+    """The mask, over ordered positions, of query clusters that attend to key clusters.
+
+    A query tile that lies in several clusters attends to what any of them keeps. Ranges are token-exact, neighbouring
+    kept clusters are one range, and clusters without tokens count nowhere. It takes about 30 bytes per tile and key
+    cluster while it works, and room for half as many ranges as there are tiles times key clusters.
+
+    Args:
+        query_starts, key_starts: int32 ``[lanes, clusters + 1]``, see `Order`; the last are `queries` and `keys`.
+        kept: bool ``[lanes, query clusters, key clusters]``.
+        queries, keys: tokens.
+        query_block, key_block: as of `BlockMask`; ranges start and end anywhere, whatever `key_block` is.
+
+    Raises:
+        ValueError: shapes or types that do not fit together.
+    """
+    expected = (len(query_starts), query_starts.shape[-1] - 1, key_starts.shape[-1] - 1)
+    if kept.dtype != torch.bool or tuple(kept.shape) != expected or len(key_starts) != len(query_starts):
+        raise ValueError(
+            f"kept clusters are bool {list(expected)} by starts {list(query_starts.shape)} and "
+            f"{list(key_starts.shape)}, got {kept.dtype} {list(kept.shape)}"
+        )
+    starts, ends = key_starts[:, :-1], key_starts[:, 1:]
+    # Empty clusters go last, where they part no neighbours.
+    filled, column = (ends > starts).byte().sort(dim=1, descending=True, stable=True)
+    starts, ends = starts.gather(1, column), ends.gather(1, column)
+    kept = kept.gather(2, column[:, None].expand(kept.shape)) & filled.bool()[:, None]
+    tiles = _of_tiles(kept, query_starts, queries, query_block)
+    offsets, ranges = _runs(tiles, starts.int(), ends.int())
+    mask = BlockMask(offsets, ranges, query_block, key_block, queries, keys)
+    return mask.trimmed() if kept.device.type == "cpu" else mask
+
+
+def _of_tiles(kept: Tensor, starts: Tensor, queries: int, query_block: int) -> Tensor:
+    """What each query tile keeps, the union of its clusters: bool ``[lanes, tiles, key clusters]``."""
+    first = torch.arange(0, queries, query_block, dtype=starts.dtype, device=starts.device)
+    last = (first + query_block).clamp(max=queries) - 1
+    ends = starts[:, 1:].contiguous()
+    # The cluster of a position is the first that ends after it.
+    at = (each.expand(len(starts), -1).contiguous() for each in (first, last))
+    cluster = [torch.searchsorted(ends, each, right=True) for each in at]
+    kept = kept & (starts.diff(dim=1) > 0)[..., None]
+    before = torch.nn.functional.pad(kept.cumsum(1, dtype=torch.int32), (0, 0, 1, 0))
+    begin, end = (each[..., None].expand(-1, -1, kept.shape[2]) for each in (cluster[0], cluster[1] + 1))
+    return before.gather(1, end) > before.gather(1, begin)
+
+
+def _runs(kept: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Offsets and ranges of runs of kept columns: ``[lanes, tiles, columns]``, ``[lanes, columns]`` twice.
+
+    A range for every run that there could be is returned; those that there are come first, and the rest is zeros.
+    """
+    edge = torch.nn.functional.pad(kept, (1, 1))
+    begins, closes = kept & ~edge[..., :-2], kept & ~edge[..., 2:]
+    upto = begins.flatten(1).sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    within = begins.sum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    offsets = torch.nn.functional.pad(within, (1, 0)) + torch.nn.functional.pad(upto[:-1], (1, 0))[:, None]
+    capacity = kept.shape[0] * kept.shape[1] * -(-kept.shape[2] // 2)
+    ranges = kept.new_zeros((capacity + 1, 2), dtype=torch.int32)
+    for side, (marks, values) in enumerate(((begins, starts), (closes, ends))):
+        # What is no border is written to one spare place, so that no shape depends on the marks.
+        place = marks.flatten().cumsum(0).sub_(1).masked_fill_(~marks.flatten(), capacity)
+        ranges[:, side].scatter_(0, place, values[:, None].expand(marks.shape).reshape(-1))
+    return offsets, ranges[:capacity]
