@@ -87,3 +87,11 @@ def test_precision_that_no_backend_has_is_refused_before_anything_changes(pipe):
         with pytest.raises(ValueError, match=message):
             vidaccel.enable(pipe, **SPARSE, precision=precision)
     assert pipe.transformer.blocks[0].attn1.processor is stock
+
+
+def test_a_profile_sets_the_precision_and_the_call_overrides_it(pipe):
+    profile = vidaccel.Profile("radial", {"block": 16, "split": 16}, precision="int8")
+    with vidaccel.enable(pipe, profile, min_tokens=0, backend="reference") as session:
+        assert session.setting.precision == "int8"
+    with vidaccel.enable(pipe, profile, min_tokens=0, backend="reference", precision="fp8") as session:
+        assert session.setting.precision == "fp8"

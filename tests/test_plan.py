@@ -62,6 +62,14 @@ def test_a_mask_is_made_without_waiting_for_its_blocks():
         roomy.validate()
 
 
+def test_length_of_ranges_is_counted_where_that_waits_for_nothing():
+    mask = ranges_mask([(0, 2), (4, 12)], [], [(3, 5)])
+    assert mask.range_length == 4 and mask.to("meta").range_length == 4
+    blocks = torch.zeros(1, 3, 3, dtype=torch.bool)
+    assert BlockMask.from_blocks(blocks, 4, 4, 12, 12).range_length == 4
+    assert BlockMask.from_blocks(blocks.to("meta"), 4, 4, 12, 12).range_length == 4
+
+
 @settings(max_examples=80, deadline=None)
 @given(block_maps())
 def test_row_of_range(case):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,8 +27,6 @@ class BlockMask:
         ranges: int32 ``[capacity, 2]``.
         query_block, key_block: tile sizes in tokens; `key_block` is the granularity that the plan was made with.
         queries, keys: sequence lengths in tokens.
-        range_length: mean length of the ranges, for kernels to choose their steps by. Counted if not given; on a GPU
-            that would wait, so there it is `key_block`, the least that it can be.
 
     Raises:
         ValueError: shapes or types that do not fit together; `validate` checks the contents.
@@ -39,7 +38,6 @@ class BlockMask:
     key_block: int
     queries: int
     keys: int
-    range_length: int = 0
     _copies: dict[torch.device, BlockMask] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -51,8 +49,6 @@ class BlockMask:
             raise ValueError(f"offsets are [patterns, {self.tiles + 1}], got {list(self.offsets.shape)}")
         if self.ranges.ndim != 2 or self.ranges.shape[1] != 2:
             raise ValueError(f"ranges are [count, 2], got {list(self.ranges.shape)}")
-        if not self.range_length:
-            object.__setattr__(self, "range_length", self._counted_length())
 
     @classmethod
     def from_blocks(cls, blocks: Tensor, query_block: int, key_block: int, queries: int, keys: int) -> BlockMask:
@@ -86,7 +82,12 @@ class BlockMask:
         ranges = torch.tensor([[0, keys]], dtype=torch.int32).repeat(tiles, 1)
         return cls(offsets, ranges, query_block, key_block, queries, keys)
 
-    def _counted_length(self) -> int:
+    @cached_property
+    def range_length(self) -> int:
+        """Mean length of the ranges, for kernels to choose their steps by.
+
+        Counting would wait for a GPU: a mask that was made there has `key_block`, the least that it can be.
+        """
         if self.ranges.device.type != "cpu" or not len(self.ranges):
             return self.key_block
         used = max(1, int(self.offsets[-1, -1]))
@@ -114,7 +115,9 @@ class BlockMask:
             return self
         if device not in self._copies:
             offsets, ranges = self.offsets.to(device), self.ranges.to(device)
-            self._copies[device] = dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
+            copy = dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
+            copy.__dict__["range_length"] = self.range_length
+            self._copies[device] = copy
         return self._copies[device]
 
     def trimmed(self) -> BlockMask:

@@ -30,7 +30,8 @@ class ExtraKeys:
     """More keys and values that enter the same softmax, such as the means of the groups that a plan skips.
 
     Args:
-        key, value: ``[batch, groups, heads, head_dim]``, of the query's type and device.
+        key, value: ``[batch, groups, heads, head_dim]``, of the query's type and device; finite, also of groups that no
+            tile sees, such as empty ones.
         bias: fp32 ``[patterns, tiles, groups]`` on the tiles of the plan's mask, added to the scaled scores (natural
             logarithm: a group of n tokens stands for them with ``log(n)``); ``-inf`` where a tile does not see a group.
 

@@ -25,18 +25,18 @@ class Profile:
         options: its options.
         schedule: fields of a `Schedule`; empty for the family's own.
         min_tokens: calls with fewer tokens stay dense; None for the default.
-        precision: of sparse calls, as in `vidaccel.enable`; None for the model's own type.
         models: repository ids that it is for.
         source: where the numbers come from.
+        precision: of sparse calls, as in `vidaccel.enable`; None for the model's own type.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, float] = field(default_factory=dict)
     min_tokens: int | None = None
-    precision: str | None = None
     models: tuple[str, ...] = ()
     source: str = ""
+    precision: str | None = None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -69,9 +69,9 @@ class Profile:
             "options": dict,
             "schedule": dict,
             "min_tokens": (int, type(None)),
-            "precision": (str, type(None)),
             "models": list,
             "source": str,
+            "precision": (str, type(None)),
         }
         for name, value in values.items():
             if name not in types or not isinstance(value, types[name]):  # type: ignore[arg-type]

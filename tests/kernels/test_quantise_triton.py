@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,13 +13,11 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("with TRITON_INTERPRET set, kernels cannot be compiled", allow_module_level=True)
 
-from tests.kernels.triton_compiler import SHARED_KB
-from tests.planning import launch_compiler
-from tests.planning.launch_compiler import compiled, source
+from tests import interpreted
+from tests.kernels.triton_compiler import SHARED_KB, machine_code, source
 from vidaccel.kernels import triton_quantise
 from vidaccel.kernels.triton_quantise import Launch
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 CASES = Path(__file__).with_name("triton_quantise_cases.py")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 MOST_REGISTERS = 128
@@ -32,18 +27,11 @@ MOST_REGISTERS = 128
 @pytest.fixture(autouse=True)
 def _compile_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setitem(launch_compiler.POINTERS, torch.int8, "*i8")
 
 
 @pytest.mark.slow
 def test_kernels_against_torch_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    last = done.stdout.strip().splitlines()[-1]
-    assert re.match(r"\d+ passed", last) and "skipped" not in last, last
+    interpreted.all_pass(CASES)
 
 
 def launches(head_dim: int, dtype: torch.dtype, padded: bool) -> dict[str, Launch]:
@@ -63,7 +51,7 @@ def launches(head_dim: int, dtype: torch.dtype, padded: bool) -> dict[str, Launc
 
 def check(architecture: str, dtype: torch.dtype, head_dim: int, padded: bool) -> None:
     for name, launch in launches(head_dim, dtype, padded).items():
-        machine = compiled(architecture, launch)
+        machine = machine_code(architecture, launch.kernel, launch)
         assert machine.spilled == 0, (name, machine.registers)
         assert machine.registers <= MOST_REGISTERS, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, name
@@ -85,7 +73,7 @@ def test_other_variants_compile_without_spills(architecture: str) -> None:
 def test_tokens_are_read_16_bytes_at_a_time() -> None:
     """These kernels wait for memory: narrow loads would be their whole cost."""
     for name, launch in launches(128, torch.bfloat16, False).items():
-        text = compiled("gfx942", launch).instructions
+        text = machine_code("gfx942", launch.kernel, launch).instructions
         assert text["global_load_dwordx4"] + text["buffer_load_dwordx4"] > 0, (name, text)
 
 
@@ -97,7 +85,8 @@ def test_grids_cover_every_token_once() -> None:
 
 def test_large_strides_are_64_bits() -> None:
     states = torch.empty_strided((1, 2, 2, 64), (1 << 33, 1 << 31, 64, 1), dtype=torch.bfloat16, device="meta")
-    signature = source(triton_quantise.prepare_rows(states, None, None)).signature
+    launch = triton_quantise.prepare_rows(states, None, None)
+    signature = source(launch.kernel, launch).signature
     assert (signature["s_batch"], signature["s_token"], signature["s_head"]) == ("i64", "i64", "i32")
 
 

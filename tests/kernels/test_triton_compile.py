@@ -22,6 +22,7 @@ from tests.kernels.triton_compiler import (
     launch,
     source,
 )
+from vidaccel.kernels.triton_kernel import block_sparse_forward
 from vidaccel.kernels.triton_table import FP8_KEYS, HEAD_DIMS, NO_INT8, TABLE, Tile, choose
 
 ARCHITECTURES = sorted(TABLE)
@@ -44,6 +45,9 @@ def problems(machine: Machine, architecture: str, tile: Tile, precision: str | N
     if architecture.startswith("sm_") and tile.block_q < WARPGROUP_ROWS:
         tensor_core = "HMMA"
     wanted = {tensor_core} if precision is None else NARROW_CORES[architecture][precision]
+    if precision is not None and tensor_core == "HMMA":
+        # Few rows: sm_90 has no warp-group products for them, and Triton multiplies e4m3 as fp16 there.
+        wanted = wanted | {"IMMA"}
     found = [f"{machine.spilled} spilled with {machine.registers} registers"] if machine.spilled else []
     if not any(machine.instructions[name] for name in wanted):
         found.append(f"no {' or '.join(sorted(wanted))}")
@@ -118,6 +122,6 @@ def test_the_check_sees_spills_and_shared_memory() -> None:
 def test_large_tensors_are_addressed_with_64_bits() -> None:
     call = launch(64, Tile(128, 64, 8, 3), torch.bfloat16, True)
     call.arguments["q_batch"] = 1 << 40
-    signature = source(call).signature
+    signature = source(block_sparse_forward, call).signature
     assert (signature["q_batch"], signature["k_batch"], signature["heads"]) == ("i64", "i32", "i32")
     assert (signature["lse"], signature["scale_log2"]) == ("*fp32", "fp32")

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernel for GPUs that are not here, and reads from the machine code what became of it."""
+"""Compiles Triton kernels for GPUs that are not here, and reads from the machine code what became of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton
@@ -24,7 +24,7 @@ from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int8: "*i8",
-    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e4m3fn: "*fp8e4nv", torch.uint8: "*u8", torch.int64: "*i64", torch.bool: "*i1",
 }  # fmt: skip
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR_CORES = {
@@ -74,20 +74,32 @@ def compiled(
 ) -> Machine:  # fmt: skip
     """The machine code of that launch for an architecture."""
     call = launch(head_dim, tile, dtype, options, parts, precision)
+    return machine_code(architecture, block_sparse_forward, call)
+
+
+class AnyLaunch(Protocol):
+    """What a launch of any kernel has."""
+
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: dict[str, int]
+
+
+def machine_code(architecture: str, kernel: Any, call: AnyLaunch) -> Machine:
+    """The machine code of a launch of a kernel for an architecture."""
     is_amd = architecture.startswith("gfx")
     target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", int(architecture[3:]), 32)
-    kernel = triton.compile(source(call), target=target, options=call.options)
-    read = _read_amd if is_amd else _read_nvidia
-    return read(kernel.asm, kernel.metadata.shared)
+    made = triton.compile(source(kernel, call), target=target, options=call.options)
+    return (_read_amd if is_amd else _read_nvidia)(made.asm, made.metadata.shared)
 
 
-def source(call: Launch) -> ASTSource:
+def source(kernel: Any, call: AnyLaunch) -> ASTSource:
     """The kernel specialised as Triton specialises it when it is launched with these arguments."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[object]]] = {}
     arguments = {**call.arguments, **call.constants}
-    for index, parameter in enumerate(block_sparse_forward.params):
+    for index, parameter in enumerate(kernel.params):
         given = arguments.pop(parameter.name)
         kind = "constexpr" if parameter.is_constexpr else _type(given, parameter.do_not_specialize)
         signature[parameter.name] = kind
@@ -96,7 +108,7 @@ def source(call: Launch) -> ASTSource:
         elif not parameter.do_not_specialize and _is_aligned(given):
             attributes[(index,)] = [["tt.divisibility", 16]]
     assert not arguments, f"the kernel has no parameters {sorted(arguments)}"
-    return ASTSource(block_sparse_forward, signature, constants, attributes)
+    return ASTSource(kernel, signature, constants, attributes)
 
 
 def _is_aligned(given: object) -> bool:

@@ -13,8 +13,7 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("with TRITON_INTERPRET set, kernels cannot be compiled", allow_module_level=True)
 
-from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES
-from tests.planning.launch_compiler import compiled, source
+from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES, machine_code, source
 from vidaccel.planning import triton_kmeans, triton_order, triton_select
 from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.order import Order
@@ -63,7 +62,7 @@ def grouping(head_dim: int, dtype: torch.dtype) -> dict[str, Launch]:
 
 def check(architecture: str, launches: dict[str, Launch]) -> None:
     for name, launch in launches.items():
-        machine = compiled(architecture, launch)
+        machine = machine_code(architecture, launch.kernel, launch)
         print(architecture, name, launch.constants, machine.registers, machine.shared)  # pytest -s shows the table
         assert not machine.spilled, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, (name, machine.shared)
@@ -95,5 +94,5 @@ def test_the_check_sees_spills() -> None:
 def test_large_tensors_are_addressed_with_64_bits() -> None:
     launch = grouping(128, torch.bfloat16)["assign"]
     launch.arguments["p_batch"] = 1 << 40
-    signature = source(launch).signature
+    signature = source(launch.kernel, launch).signature
     assert (signature["p_batch"], signature["p_token"], signature["points"]) == ("i64", "i32", "*bf16")

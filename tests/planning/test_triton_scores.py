@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import interpreted
+
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 CASES = Path(__file__).with_name("triton_score_cases.py")
 
 
 @pytest.mark.slow
 def test_scoring_kernels_against_torch_in_the_interpreter() -> None:
-    # One BLAS thread: with more, the interpreter's many small products are slower, not faster.
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(CASES)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-    last = done.stdout.strip().splitlines()[-1]
-    assert re.match(r"\d+ passed", last) and "skipped" not in last, last
+    interpreted.all_pass(CASES)

@@ -13,8 +13,7 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("with TRITON_INTERPRET set, kernels cannot be compiled", allow_module_level=True)
 
-from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES
-from tests.planning.launch_compiler import compiled, source
+from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES, machine_code, source
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.planning import triton_antidiagonal, triton_mass, triton_pool, triton_sampled
 from vidaccel.planning.dispatch import Launch
@@ -23,6 +22,8 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942
 BATCH, TOKENS, HEADS = 1, 75_600, 40
 LANES = BATCH * HEADS
 WITH_DOTS = ("cells", "mass", "rows")
+
+
 @pytest.fixture(autouse=True)
 def _compile_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -63,7 +64,7 @@ def launches(
 
 def check(architecture: str, some: dict[str, Launch]) -> None:
     for name, launch in some.items():
-        machine = compiled(architecture, launch)
+        machine = machine_code(architecture, launch.kernel, launch)
         print(architecture, name, launch.constants, machine.registers, machine.spilled, machine.shared)
         assert not machine.spilled, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, (name, machine.shared)
@@ -104,4 +105,4 @@ def test_large_tensors_are_addressed_with_64_bits() -> None:
         for name in launch.arguments:
             if name.endswith(("_batch", "_token", "_head")):
                 launch.arguments[name] = 1 << 40
-                assert source(launch).signature[name] == "i64"
+                assert source(launch.kernel, launch).signature[name] == "i64"

@@ -31,8 +31,6 @@ INTERPRETER_ARCHITECTURE = "sm_90"
 WORK_CLASSES = 16
 MAX_TOKEN_STRIDE = 1 << 23
 """Elements; the kernel addresses up to 128 tokens from one pointer with 32 bits."""
-
-
 FP8_FROM = 89
 """Compute capability from which tensor cores multiply e4m3."""
 
@@ -216,7 +214,7 @@ def _extra(query: Tensor, extra: ExtraKeys | None, bits: Quantised | None) -> di
     """The kernel's arguments for extra keys, which stay in the inputs' type and meet the queries in it."""
     if extra is None:
         nothing = dict.fromkeys(("extra_query", "extra_key", "extra_value", "extra_bias"))
-        return {**nothing, **_strides("xey", *(torch.empty(1, 1, 1, 1),) * 3), "groups": 0, "bias_patterns": 1}
+        return {**nothing, **dict.fromkeys(_names_of_strides("xey"), 0), "groups": 0, "bias_patterns": 1}
     key = extra.key if bits is None else bits.centred(extra.key)
     key, value, query = map(_addressable, (key, extra.value, query))
     return {
@@ -228,9 +226,12 @@ def _extra(query: Tensor, extra: ExtraKeys | None, bits: Quantised | None) -> di
 
 def _strides(letters: str, *tensors: Tensor) -> dict[str, int]:
     """Strides of batch, token and head by the names of the kernel's arguments."""
-    names = [(f"{letter}_batch", f"{letter}_token", f"{letter}_head") for letter in letters]
-    return {name: stride for each, tensor in zip(names, tensors, strict=True)
-            for name, stride in zip(each, tensor.stride()[:3], strict=True)}  # fmt: skip
+    strides = (stride for tensor in tensors for stride in tensor.stride()[:3])
+    return dict(zip(_names_of_strides(letters), strides, strict=True))
+
+
+def _names_of_strides(letters: str) -> list[str]:
+    return [f"{letter}_{part}" for letter in letters for part in ("batch", "token", "head")]
 
 
 def _addressable(tensor: Tensor) -> Tensor:

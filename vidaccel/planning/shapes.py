@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MOST_HEAD_DIM = 256
-"""Of kernels that multiply matrices."""
+MOST_HEAD_DIM = 128
+"""Of kernels that multiply matrices; larger ones run in torch."""
 
 
 def check_states(name: str, states: Tensor) -> None:

@@ -19,10 +19,10 @@ from vidaccel.planning.triton_slots import tile_mask
 CANDIDATES_AT_ONCE = 7
 """Plans whose masks share a byte per row and key; the last bit, always set, is dense attention."""
 DENSE_BIT = 1 << CANDIDATES_AT_ONCE
-BLOCK_K, MOST_ROWS = 32, 64
+BLOCK_R, BLOCK_K = 64, 32
 MOST_TOKEN_STRIDE = 1 << 23
 """Elements: a step addresses its tokens from one pointer with 32 bits."""
-OPTIONS = {"num_warps": 8, "num_stages": 3}
+OPTIONS = {"num_warps": 8, "num_stages": 2}
 
 
 def run(
@@ -77,7 +77,6 @@ def prepare(
     query, key, value = (read_in_place(each, MOST_TOKEN_STRIDE) for each in (query, key, value))
     heads, head_dim = query.shape[2:]
     pairs = (count + 1) * len(rows)
-    block = min(MOST_ROWS, power_of_two(pairs))
     arguments = {
         "query": query, "key": key, "value": value, "rows": rows.contiguous(), "marks": marks, "out": out, "lse": lse,
         "lengths": lengths, "scale_log2": scale * math.log2(math.e),
@@ -87,10 +86,10 @@ def prepare(
         "dense_plan": len(out) - 1,
     }  # fmt: skip
     constants = {
-        "HEAD_DIM": head_dim, "BLOCK_D": power_of_two(head_dim), "BLOCK_R": block, "BLOCK_K": BLOCK_K,
+        "HEAD_DIM": head_dim, "BLOCK_D": power_of_two(head_dim), "BLOCK_R": BLOCK_R, "BLOCK_K": BLOCK_K,
         "DENSE_BIT": DENSE_BIT,
     }  # fmt: skip
-    return Launch(sampled_rows, arguments, constants, OPTIONS, (-(-pairs // block), len(lanes)))
+    return Launch(sampled_rows, arguments, constants, OPTIONS, (-(-pairs // BLOCK_R), len(lanes)))
 
 
 @triton.jit(do_not_specialize=["first_lane", "patterns", "tiles", "tile_lanes", "order_rows", "keys", "bit"])
