@@ -10,7 +10,7 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 
-__all__ = ["AttentionPlan", "BlockMask", "Density", "ExtraKeys"]
+__all__ = ["AttentionPlan", "BlockMask", "Density", "ExtraKeys", "index_of"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,20 @@ class AttentionPlan:
         extra = self.extra.groups / self.mask.keys if self.extra else 0.0
         shares = torch.stack([_pairs(self.mask), _video_pairs(self, layout), _computed(self.mask)])
         return shares + torch.tensor([0.0, 0.0, extra], dtype=torch.float64, device=shares.device)
+
+
+def index_of(order: Tensor, states: Tensor) -> Tensor:
+    """An order of the tokens as an index for `gather` and `scatter_` along them.
+
+    Args:
+        order: int32 ``[rows, tokens]``, rows 1, heads or batch * heads.
+        states: ``[batch, tokens, heads, width]``.
+
+    Returns:
+        int64, of the states' shape; nothing is copied along batch and width.
+    """
+    rows = order.view(-1, 1 if len(order) == 1 else states.shape[2], states.shape[1])
+    return rows.transpose(1, 2)[..., None].long().expand(states.shape)
 
 
 def _pairs(mask: BlockMask) -> Tensor:

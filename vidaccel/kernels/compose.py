@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidaccel.kernels.merge import merge
 from vidaccel.mask import BlockMask
-from vidaccel.plan import AttentionPlan, ExtraKeys
+from vidaccel.plan import AttentionPlan, ExtraKeys, index_of
 
 
 class Run(Protocol):
@@ -48,21 +48,14 @@ def composed(
     return out, restored(lse.transpose(1, 2)[..., None], plan.query_order)[..., 0].transpose(1, 2).contiguous()
 
 
-def index(order: Tensor, states: Tensor) -> Tensor:
-    """An order ``[rows, tokens]`` as an index into dimension 1 of `states` ``[batch, tokens, heads, width]``."""
-    batch, _, heads, width = states.shape
-    lanes = order.long().repeat(batch * heads // len(order), 1)
-    return lanes.view(batch, heads, -1).transpose(1, 2)[..., None].expand(-1, -1, -1, width)
-
-
 def permuted(states: Tensor, order: Tensor | None) -> Tensor:
     """States ``[batch, tokens, heads, width]`` in the plan's order; themselves if there is none."""
-    return states if order is None else states.gather(1, index(order, states))
+    return states if order is None else states.gather(1, index_of(order, states))
 
 
 def restored(states: Tensor, order: Tensor | None) -> Tensor:
     """States in the plan's order back at their own places; themselves if there is none."""
-    return states if order is None else torch.empty_like(states).scatter_(1, index(order, states), states)
+    return states if order is None else torch.empty_like(states).scatter_(1, index_of(order, states), states)
 
 
 def extra_attention(query: Tensor, extra: ExtraKeys, query_block: int, scale: float) -> tuple[Tensor, Tensor]:

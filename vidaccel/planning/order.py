@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.mask import BlockMask
+from vidaccel.plan import index_of
 from vidaccel.planning import dispatch
 
 
@@ -100,18 +101,12 @@ def _moved(states: Tensor, order: Tensor, back: bool) -> Tensor:
 
 def permute_reference(states: Tensor, order: Tensor) -> Tensor:
     """`permute` by a gather."""
-    return states.gather(1, _index(states, order))
+    return states.gather(1, index_of(order, states))
 
 
 def unpermute_reference(states: Tensor, order: Tensor) -> Tensor:
     """`unpermute` by a scatter."""
-    return torch.empty_like(states).scatter_(1, _index(states, order), states)
-
-
-def _index(states: Tensor, order: Tensor) -> Tensor:
-    """For `gather` along the tokens: int64, the states' shape."""
-    rows = order.view(-1, 1 if len(order) == 1 else states.shape[2], states.shape[1])
-    return rows.transpose(1, 2)[..., None].long().expand(states.shape)
+    return torch.empty_like(states).scatter_(1, index_of(order, states), states)
 
 
 def cluster_mask(
