@@ -110,6 +110,8 @@ class Family(ABC):
     processor: ClassVar[type[Processor]]
     branches: ClassVar[tuple[str, ...]] = ("cond", "uncond")
     """The guidance passes of a step, in the order in which the pipelines run them."""
+    timestep_position: ClassVar[int] = 1
+    """Of the timestep among the arguments of the transformer's forward."""
 
     @abstractmethod
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
@@ -123,13 +125,15 @@ class Family(ABC):
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         """The token grid of one forward."""
 
-    @abstractmethod
     def timestep(self, call: Call) -> Tensor:
         """The timestep of one forward, of any shape; the largest value counts."""
+        step: Tensor = call.get("timestep", self.timestep_position)
+        return step
 
-    @abstractmethod
     def heads(self, transformer: nn.Module) -> tuple[int, int]:
         """Heads and head dim of the self-attention."""
+        config: Any = transformer.config
+        return config.num_attention_heads, config.attention_head_dim
 
     def probe(self, transformer: nn.Module, device: torch.device) -> Tensor:
         """An empty query of one token, like those of `transformer`: enough to ask backends whether they can run it."""

@@ -76,6 +76,7 @@ class CogVideoX(Family):
     name: ClassVar[str] = "cogvideox"
     transformers: ClassVar[tuple[str, ...]] = ("CogVideoXTransformer3DModel",)
     processor: ClassVar[type[Processor]] = CogVideoXProcessor
+    timestep_position: ClassVar[int] = 2
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
@@ -92,14 +93,6 @@ class CogVideoX(Family):
         config: Any = transformer.config
         size, depth = config.patch_size, config.patch_size_t or 1
         return TokenLayout(frames // depth, height // size, width // size, text_before=text)
-
-    def timestep(self, call: Call) -> Tensor:
-        step: Tensor = call.get("timestep", 2)
-        return step
-
-    def heads(self, transformer: nn.Module) -> tuple[int, int]:
-        config: Any = transformer.config
-        return config.num_attention_heads, config.attention_head_dim
 
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Nothing is published for image to video here; as in Wan, it keeps more steps dense.

@@ -135,14 +135,6 @@ class HunyuanVideo(Family):
         size, depth = config.patch_size, config.patch_size_t
         return TokenLayout(frames // depth, height // size, width // size, text_after=text)
 
-    def timestep(self, call: Call) -> Tensor:
-        step: Tensor = call.get("timestep", 1)
-        return step
-
-    def heads(self, transformer: nn.Module) -> tuple[int, int]:
-        config: Any = transformer.config
-        return config.num_attention_heads, config.attention_head_dim
-
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Radial Attention's setting for HunyuanVideo: 12 of 50 steps, no layer; from an image, more, as in Wan.
         config: Any = transformer.config

@@ -84,14 +84,6 @@ class Wan(Family):
         patch = config.patch_size
         return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
 
-    def timestep(self, call: Call) -> Tensor:
-        step: Tensor = call.get("timestep", 1)
-        return step
-
-    def heads(self, transformer: nn.Module) -> tuple[int, int]:
-        config: Any = transformer.config
-        return config.num_attention_heads, config.attention_head_dim
-
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Published image-to-video settings keep more steps dense (Sparse VideoGen's scripts: 0.35 of the run).
         config: Any = transformer.config
