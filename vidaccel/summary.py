@@ -24,8 +24,8 @@ class Tally:
     """Sum of the sparse calls' `AttentionPlan.densities`; on a GPU it waits there until someone asks."""
     densities: Tensor | None = None
     """Of the last sparse call."""
-    plan: AttentionPlan | None = None
-    """Of the last sparse call."""
+    mask: BlockMask | None = None
+    """Of the last sparse call; not its plan, which may hold orders and keys of a GPU."""
     errors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     """Relative error of fewer bits by expert and layer, each in its first sparse call."""
     layout: TokenLayout | None = None
@@ -46,7 +46,7 @@ class Tally:
         """Count one sparse call."""
         self.sparse += 1
         self.total = densities if self.total is None else self.total + densities
-        self.plan, self.densities, self.backend = plan, densities, backend
+        self.mask, self.densities, self.backend = plan.mask, densities, backend
         for note in plan.notes:
             self.note(note)
 
@@ -105,7 +105,7 @@ class Summary:
     @property
     def mask(self) -> BlockMask | None:
         """The mask of the last sparse call."""
-        return self.tally.plan.mask if self.tally.plan else None
+        return self.tally.mask
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; `density` and `layout` are None before a run."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidaccel.bench.shapes import named
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines import families
 
@@ -137,8 +138,4 @@ def chosen(names: list[str] | None, smoke: bool) -> tuple[Model, ...]:
     Raises:
         ValueError: an unknown name.
     """
-    known = {model.name: model for model in (SMOKE if smoke else MODELS)}
-    for name in names or ():
-        if name not in known:
-            raise ValueError(f"unknown model {name!r}; choose {', '.join(known)}")
-    return tuple(model for name, model in known.items() if not names or name in names)
+    return named("model", {model.name: model for model in (SMOKE if smoke else MODELS)}, names)

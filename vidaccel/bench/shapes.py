@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from vidaccel.layout import TokenLayout
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,16 @@ def chosen(names: list[str] | None, smoke: bool) -> tuple[Shape, ...]:
     Raises:
         ValueError: an unknown name.
     """
-    known = {shape.name: shape for shape in (SMOKE if smoke else SHAPES)}
+    return named("shape", {shape.name: shape for shape in (SMOKE if smoke else SHAPES)}, names)
+
+
+def named(kind: str, known: dict[str, Item], names: list[str] | None) -> tuple[Item, ...]:
+    """Those of `known` that have one of the `names`, or all without names, in their own order.
+
+    Raises:
+        ValueError: an unknown name, of what `kind` says.
+    """
     for name in names or ():
         if name not in known:
-            raise ValueError(f"unknown shape {name!r}; choose {', '.join(known)}")
-    return tuple(shape for name, shape in known.items() if not names or name in names)
+            raise ValueError(f"unknown {kind} {name!r}; choose {', '.join(known)}")
+    return tuple(item for name, item in known.items() if not names or name in names)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.kernels.merge import merge
-from vidaccel.kernels.quantise import PRECISIONS
+from vidaccel.kernels.quantise import PRECISIONS, refuse
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan
 
@@ -37,8 +37,8 @@ def backend(name: str) -> ModuleType:
 
 def check_precision(precision: str | None) -> None:
     """Raise ValueError for a precision that is neither one of `PRECISIONS` nor None."""
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}; choose {', '.join(PRECISIONS)}, or None")
+    if precision is not None:
+        refuse(precision)
 
 
 def choose(name: str, query: Tensor, precision: str | None = None) -> str:
