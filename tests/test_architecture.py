@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vidaccel"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"layout", "mask", "plan", "site", "schedule"}
-RUN = BASE | {"methods", "caching", "planning", "kernels", "pipelines"}
+RUN = BASE | {"patterns", "methods", "caching", "planning", "kernels", "pipelines"}
 PUBLIC = RUN | {"session", "clock", "debug", "summary", "profile", "api", "miniature", "_version", "files"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": {"layout", "mask", "plan"},
     "kernels": {"layout", "mask", "plan"},
     "planning": {"layout", "mask", "plan", "site"},
-    "methods": BASE | {"planning"},
+    "patterns": {"layout", "mask", "plan"},
+    "methods": BASE | {"planning", "patterns"},
     "caching": BASE | {"planning"},
     "pipelines": BASE | {"kernels"},
     "profile": BASE | {"files"},

@@ -10,7 +10,7 @@ from torch import nn
 
 from vidaccel import kernels
 from vidaccel import profile as profiles
-from vidaccel.methods import METHODS, Method, named
+from vidaccel.methods import METHODS, Method, ModelFacts, named
 from vidaccel.methods import method as make_method
 from vidaccel.pipelines import experts, family_of
 from vidaccel.profile import Profile
@@ -64,8 +64,10 @@ def enable(
     family = family_of(transformer)
     profile = _profile(target, method)
     chosen = _method(method, profile, family.name, options)
+    chosen.check_models({name: facts(module) for name, module in modules.items()})
     if schedule is None:
-        schedule = profile.schedule if profile and profile.schedule else family.schedule(target, transformer)
+        own = profile.schedule if profile and profile.schedule else chosen.schedule()
+        schedule = own or family.schedule(target, transformer)
     resolved = Schedule.of(schedule)
     if not hasattr(target, "scheduler"):
         resolved.resolve(num_inference_steps, 1)
@@ -117,6 +119,18 @@ def summary(target: Any) -> Summary:
         if isinstance(session, Session):
             return session.summary()
     raise ValueError(f"sparse attention is not enabled on this {type(target).__name__}: call enable first")
+
+
+def facts(transformer: nn.Module) -> ModelFacts:
+    """What methods may know of a denoiser.
+
+    Raises:
+        ValueError: no family supports its class.
+    """
+    family = family_of(transformer)
+    values: Any = transformer.config
+    config = {name: item for name, item in dict(values).items() if not name.startswith("_")}
+    return ModelFacts(type(transformer).__name__, config, len(family.sites(transformer)), *family.heads(transformer))
 
 
 def _profile(target: Any, method: Any) -> Profile | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -81,6 +82,45 @@ class BlockMask:
         offsets = torch.arange(tiles + 1, dtype=torch.int32)[None]
         ranges = torch.tensor([[0, keys]], dtype=torch.int32).repeat(tiles, 1)
         return cls(offsets, ranges, query_block, key_block, queries, keys)
+
+    @classmethod
+    def stack(cls, masks: Sequence[BlockMask]) -> BlockMask:
+        """The patterns of several masks one after the other; what they share of blocks and lengths must be equal.
+
+        Raises:
+            ValueError: no mask, or some that do not fit together. Waits for a GPU.
+        """
+        if not masks:
+            raise ValueError("there is no mask to stack")
+        first, *others = masks = [mask.trimmed() for mask in masks]
+        sizes = (first.query_block, first.key_block, first.queries, first.keys)
+        for mask in others:
+            if (mask.query_block, mask.key_block, mask.queries, mask.keys) != sizes:
+                raise ValueError(f"a mask of query block, key block, queries and keys {sizes} does not fit another")
+        if not others:
+            return first
+        before = torch.tensor([0, *(len(mask.ranges) for mask in masks)]).cumsum(0).tolist()
+        offsets = torch.cat([mask.offsets + start for mask, start in zip(masks, before[:-1], strict=True)])
+        return cls(offsets, torch.cat([mask.ranges for mask in masks]), *sizes)
+
+    def pick(self, index: Tensor) -> BlockMask:
+        """The mask whose pattern ``i`` is this one's pattern ``index[i]``; on a GPU nothing waits.
+
+        Args:
+            index: int ``[patterns of the new mask]`` on this mask's device, in ``[0, patterns)``, which is not checked.
+        """
+        index = index.long()
+        counts = self.offsets[:, -1] - self.offsets[:, 0]
+        ends = counts[index].cumsum(0, dtype=torch.int32)
+        starts = ends - counts[index]
+        offsets = self.offsets[index] - self.offsets[index, :1] + starts[:, None]
+        # Room for the most that any pick can need where their number would be waited for.
+        capacity = int(ends[-1]) if ends.device.type == "cpu" else len(index) * len(self.ranges)
+        place = torch.arange(capacity, dtype=torch.int32, device=ends.device)
+        lane = torch.searchsorted(ends, place, right=True).clamp_(max=len(index) - 1)
+        source = (self.offsets[index[lane], 0] + place - starts[lane]).clamp_(max=len(self.ranges) - 1)
+        ranges = torch.where((place < ends[-1])[:, None], self.ranges[source.long()], 0)
+        return dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
 
     @cached_property
     def range_length(self) -> int:

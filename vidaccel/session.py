@@ -104,6 +104,15 @@ class Setting:
     check_finite: bool = False
 
 
+class _Plans:
+    """Static plans of one layout, with their densities, and their copies on devices."""
+
+    def __init__(self, layout: TokenLayout) -> None:
+        self.layout = layout
+        self.made: dict[Site, tuple[AttentionPlan, Tensor]] = {}
+        self.moved: dict[tuple[Site, torch.device], AttentionPlan] = {}
+
+
 class Session:
     """Sparse attention on one pipeline or transformer, from `attach` to `detach`; also a context manager.
 
@@ -123,8 +132,7 @@ class Session:
         self._experts: list[Expert] = []
         self._hooks: list[Any] = []
         # Per instance, so that the caches die with the session.
-        self._static = functools.lru_cache(LAYOUTS_KEPT)(self._make_static)
-        self._static_on = functools.lru_cache(LAYOUTS_KEPT)(self._move_static)
+        self._static_of = functools.lru_cache(LAYOUTS_KEPT)(_Plans)
         self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
 
     @property
@@ -197,7 +205,7 @@ class Session:
         self._tally.layout, self._tally.steps = layout, self._clock.steps
         if self.setting.method.static and layout.tokens >= self.setting.min_tokens:
             # A plan that cannot be made should fail before the first step, not after the dense ones.
-            self._static(layout)
+            self._static(self._site(expert.layers[-1]), None)
 
     def _timesteps(self) -> Tensor | None:
         timesteps = getattr(getattr(self._owner(), "scheduler", None), "timesteps", None)
@@ -222,7 +230,7 @@ class Session:
         if reason is None:
             if not self.setting.method.static or self.setting.precision is not None:
                 return Mode.BY_HANDLE
-            plan, densities = self._static_on(self._moment.layout, device)
+            plan, densities = self._static(self._site(layer), device)
             if plan.extra is not None:
                 return Mode.BY_HANDLE
             if plan.mask is not None:
@@ -290,25 +298,31 @@ class Session:
         return None if moment.plan.is_sparse(moment.step, index) else "in last steps"
 
     def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor]:
+        site = self._site(layer)
+        if self.setting.method.static:
+            return self._static(site, query.device)
+        state = self._state.setdefault((site.expert, site.branch, site.layer), {})
+        plan = self.setting.method.plan(query, key, value, site, state)
+        return plan, plan.densities(site.layout)
+
+    def _site(self, layer: Layer) -> Site:
         moment = self._moment
         assert moment is not None
-        if self.setting.method.static:
-            return self._static_on(moment.layout, query.device)
         layers = next(len(expert.layers) for expert in self._experts if expert.name == layer.expert)
-        site = Site(
-            layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout
-        )  # fmt: skip
-        state = self._state.setdefault((moment.expert, moment.branch, layer.index), {})
-        plan = self.setting.method.plan(query, key, value, site, state)
-        return plan, plan.densities(moment.layout)
+        return Site(layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout)
 
-    def _make_static(self, layout: TokenLayout) -> AttentionPlan:
-        site = Site(0, 1, 0, self._clock.steps, self.family.branches[0], next(iter(self._modules)), layout)
-        return self.setting.method.plan(None, None, None, site, {})
-
-    def _move_static(self, layout: TokenLayout, device: torch.device) -> tuple[AttentionPlan, Tensor]:
-        plan = self._static(layout)
-        return plan.to(device), plan.densities(layout)
+    def _static(self, site: Site, device: torch.device | None) -> tuple[AttentionPlan, Tensor]:
+        """The plan that serves a site, on a device or where it was made, and its densities; each is made once."""
+        plans, place = self._static_of(site.layout), self.setting.method.static_site(site)
+        if place not in plans.made:
+            plan = self.setting.method.plan(None, None, None, place, {})
+            plans.made[place] = plan, plan.densities(site.layout)
+        plan, densities = plans.made[place]
+        if device is None:
+            return plan, densities
+        if (place, device) not in plans.moved:
+            plans.moved[place, device] = plan.to(device)
+        return plans.moved[place, device], densities
 
     def _choose_backend(self, expert: str, device: torch.device) -> str:
         transformer = self._modules[expert]

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-from vidaccel.methods.base import Method
+from vidaccel.methods.base import Method, ModelFacts
 
 
 def _find() -> dict[str, type[Method]]:
@@ -40,4 +40,4 @@ def method(name: str, family: str, **options: Any) -> Method:
     return named(name).for_family(family, **options)
 
 
-__all__ = ["METHODS", "Method", "method", "named"]
+__all__ = ["METHODS", "Method", "ModelFacts", "method", "named"]

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vidaccel.plan import AttentionPlan
+from vidaccel.schedule import Schedule
 from vidaccel.site import Site
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a method may need to know of a denoiser.
+
+    Args:
+        name: of its class.
+        config: its configuration, JSON-ready.
+        layers, heads, head_dim: of its self-attention.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    layers: int
+    heads: int
+    head_dim: int
 
 
 class Method(ABC):
@@ -24,7 +44,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     """Source paper."""
     static: ClassVar[bool] = False
-    """True where the plan depends on the layout alone: then it is made once per layout and q, k, v are None."""
+    """True where the plan depends on the site alone: then it is made once per `static_site` and q, k, v are None."""
 
     alternatives: ClassVar[tuple[str, ...]] = ()
     """Options of which only one can be given: one that is given replaces another that a profile has."""
@@ -40,6 +60,29 @@ class Method(ABC):
             site: where the call happens.
             state: what this method remembers here; free to use.
         """
+
+    def static_site(self, site: Site) -> Site:
+        """The site whose plan serves `site`, for a static method: by default one for all of a layout.
+
+        A method whose plans differ between layers, steps, branches or experts keeps these fields of `site`; sites with
+        one plan should map to one site.
+        """
+        return Site(0, 1, 0, site.steps, "", "", site.layout)
+
+    def schedule(self) -> Schedule | None:
+        """The schedule that belongs to these options, such as a paper's; None for the family's own."""
+        return None
+
+    def check_models(self, models: Mapping[str, ModelFacts]) -> None:
+        """Refuse models that these options are not for; called by `vidaccel.enable` before anything is changed.
+
+        Args:
+            models: the denoisers, by their attribute of the pipeline.
+
+        Raises:
+            ValueError: why not.
+        """
+        return
 
     @classmethod
     def for_family(cls, family: str, **options: Any) -> Method:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
+from vidaccel.patterns import cover
+from vidaccel.patterns.cover import video_density
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 
@@ -209,10 +211,7 @@ def radial_blocks(layout: TokenLayout, shape: Shape, block: int, split: int = SP
         on = (filled > 0) & (dense * 10 > filled * 6)
         other, rows, columns = on.nonzero(as_tuple=True)
         kept[touched[frame][rows], touched[other, columns]] = True
-    kept.fill_diagonal_(True)
-    edge = torch.arange(count) * block
-    text = (edge < layout.video_start) | ((edge + block).clamp(max=tokens) > layout.video_end)
-    return kept | text[:, None] | text[None]
+    return cover.with_text(kept.fill_diagonal_(True), layout, block)
 
 
 def _columns(row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], width: Tensor, threshold: Tensor) -> Tensor:
@@ -222,10 +221,3 @@ def _columns(row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], width: T
     stop = torch.minimum(last, high + width - threshold)
     possible = (high - low > threshold) & (2 * width + 1 > threshold) & (width >= 0)
     return torch.where(possible, (stop - start).clamp(min=0), 0)
-
-
-def video_density(blocks: Tensor, layout: TokenLayout, block: int) -> float:
-    """Kept share of the video-video pairs of a block map ``[blocks, blocks]``."""
-    edge = torch.arange(blocks.shape[0]) * block
-    share = ((edge + block).clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
-    return float(share @ (blocks.double() @ share)) / layout.video_tokens**2

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
+from vidaccel.patterns.cover import text_blocks, video_density
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 
@@ -70,10 +71,10 @@ def random_blocks(layout: TokenLayout, density: float, block: int, seed: int) ->
     """
     edge = torch.arange(-(-layout.tokens // block)) * block
     end = (edge + block).clamp(max=layout.tokens)
-    text = (edge < layout.video_start) | (end > layout.video_end)
+    text = text_blocks(layout, block)
     video = (end.clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
     kept = torch.eye(len(edge), dtype=torch.bool) | text[:, None] | text[None]
-    least = float(video @ (kept.double() @ video)) / layout.video_tokens**2
+    least = video_density(kept, layout, block)
     if density < least:
         raise ValueError(
             f"density {density} is below {least:.4f}, the least of random with {block}-token blocks on {layout}"

@@ -1,0 +1,62 @@
+"""Bands along the diagonal of a token order: spatial in the natural order, temporal where frames run fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vidaccel.layout import TokenLayout
+from vidaccel.patterns.base import Pattern, check_share
+from vidaccel.patterns.orders import NATURAL
+
+
+@dataclass(frozen=True)
+class Band(Pattern):
+    """A diagonal band: keys at most `width` of all video tokens away, in positions of `axes`.
+
+    In the natural order that is a window of nearby frames (the spatial head of Sparse VideoGen); in "HWF" it holds the
+    same place, and nearby ones, in all frames (its temporal head).
+
+    Args:
+        width: half-width, as a fraction of the video tokens, in [0, 1].
+        axes: the order.
+        sink: frames at the start of the clip whose keys all queries attend to, as a fraction of the clip; only in
+            orders with frames slowest.
+
+    Raises:
+        ValueError: a value out of range, or a sink in another order.
+    """
+
+    name: ClassVar[str] = "band"
+    paper: ClassVar[str] = "Sparse VideoGen, arXiv 2502.01776"
+
+    width: float
+    axes: str = NATURAL
+    sink: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_share("width", self.width)
+        check_share("sink", self.sink)
+        if self.sink and not self.axes.startswith("F"):
+            raise ValueError(f"a sink of frames needs an order with frames slowest, not {self.axes!r}")
+
+    @property
+    def order(self) -> str:
+        return self.axes
+
+    @classmethod
+    def scaled(cls, share: float) -> Pattern:
+        return cls(share)
+
+    def rectangles(self, layout: TokenLayout) -> Iterator[Tensor]:
+        tokens = layout.video_tokens
+        half = int(self.width * tokens)
+        row = torch.arange(tokens)
+        yield torch.stack([row, row + 1, (row - half).clamp(min=0), (row + half + 1).clamp(max=tokens)], dim=1)
+        if self.sink:
+            frames = max(1, round(self.sink * layout.frames))
+            yield torch.tensor([[0, tokens, 0, frames * layout.frame_tokens]])

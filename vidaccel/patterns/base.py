@@ -1,0 +1,82 @@
+"""What every attention pattern has in common: geometry in relative measures that fits any token grid."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vidaccel.layout import TokenLayout
+from vidaccel.patterns import cover, orders
+
+SHADES = "·█"
+"""Of a drawing: blocks that are skipped and kept."""
+
+
+class Pattern(ABC):
+    """Which keys a head's queries attend to, as geometry. Subclasses are small frozen dataclasses, one file a kind.
+
+    The fields are relative (fractions of a frame's rows and columns, of the clip, of all tokens), so that one pattern
+    serves every resolution and length. A pattern speaks of video tokens in the positions of its `order`, 0 to
+    ``layout.video_tokens - 1``. Text is no part of it: text rows attend to everything, all rows attend to text.
+
+    What a pattern keeps is a union of rectangles in these positions. A block of queries by keys is computed where any
+    pair in it is kept, so that nothing that a pattern names is ever lost; blocks on the diagonal always are.
+    """
+
+    name: ClassVar[str]
+    """In profiles and in the CLI."""
+    paper: ClassVar[str] = ""
+    """Source paper."""
+
+    @property
+    def order(self) -> str:
+        """Name of the token order in which it is executed, see `vidaccel.patterns.orders`; "FHW" is the natural one."""
+        return orders.NATURAL
+
+    @abstractmethod
+    def rectangles(self, layout: TokenLayout) -> Iterator[Tensor]:
+        """What is kept: int64 ``[n, 4]`` of ``query start, query end, key start, key end``, each end one past the last.
+
+        In pieces, so that none needs much memory; rectangles may overlap, and empty ones are allowed.
+        """
+
+    @classmethod
+    def scaled(cls, share: float) -> Pattern:
+        """The member of this family of patterns that is `share` of the way from its thinnest to dense, share in [0, 1].
+
+        What it keeps never shrinks as `share` grows.
+
+        Raises:
+            TypeError: a pattern without a size, such as `Dense`.
+        """
+        raise TypeError(f"pattern {cls.name!r} has no size to scale")
+
+    def blocks(self, layout: TokenLayout, block: int) -> Tensor:
+        """The blocks to compute: bool ``[tiles, tiles]`` over the positions of its order, text included."""
+        placed = orders.placed(layout, self.order)
+        kept = cover.covered(self.rectangles(layout), placed, block)
+        return cover.with_text(kept.fill_diagonal_(True), placed, block)
+
+    def draw(self, layout: TokenLayout, block: int = 1) -> str:
+        """A picture in text, a line for each query tile and a sign for each key block. For small grids."""
+        return "\n".join("".join(SHADES[kept] for kept in row) for row in self.blocks(layout, block).tolist())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its name and fields, JSON-ready."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {"name": self.name, **values}
+
+
+def check_share(name: str, value: float, least: float = 0.0) -> None:
+    """Refuse what is no fraction.
+
+    Raises:
+        ValueError: `value` is not a number in [least, 1].
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not least <= value <= 1:
+        raise ValueError(f"{name}={value!r} is not a fraction from {least:g} to 1")
