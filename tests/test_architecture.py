@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"layout", "mask", "plan", "site", "schedule"}
 RUN = BASE | {"patterns", "methods", "caching", "planning", "kernels", "pipelines"}
 PUBLIC = RUN | {"session", "clock", "debug", "summary", "profile", "api", "miniature", "_version", "files"}
+PUBLIC |= {"costs", "heads", "strict", "architecture", "calibration"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
@@ -32,13 +33,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "summary": {"layout", "mask", "plan"},
     "kernels": {"layout", "mask", "plan"},
     "planning": {"layout", "mask", "plan", "site"},
+    "costs": {"layout", "mask", "plan", "kernels"},
     "patterns": {"layout", "mask", "plan"},
-    "methods": BASE | {"planning", "patterns"},
+    "methods": BASE | {"planning", "patterns", "heads", "profile"},
+    "statics": BASE | {"costs", "methods"},
     "caching": BASE | {"planning"},
     "pipelines": BASE | {"kernels"},
-    "profile": BASE | {"files"},
-    "session": RUN | {"clock", "debug", "summary"},
+    "strict": set(),
+    "architecture": {"strict"},
+    "heads": BASE | {"patterns", "planning", "strict", "architecture"},
+    "profile": BASE | {"files", "miniature", "heads", "strict", "architecture"},
+    "session": RUN | {"clock", "costs", "debug", "statics", "summary"},
     "api": RUN | {"session", "summary", "profile"},
+    "calibration": RUN | {"_version", "api", "architecture", "costs", "files", "heads", "profile", "session"},
     "miniature": {"_version"},
     "__init__": PUBLIC,
     "eval": PUBLIC | {"__init__"},

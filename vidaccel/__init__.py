@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline
 
 from vidaccel._version import __version__
 from vidaccel.api import disable, enable, summary
+from vidaccel.calibration import calibrate
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, Method
 from vidaccel.miniature import load_miniature
@@ -31,6 +32,7 @@ __all__ = [
     "Summary",
     "TokenLayout",
     "__version__",
+    "calibrate",
     "disable",
     "enable",
     "load_miniature",

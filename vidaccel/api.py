@@ -12,14 +12,12 @@ from vidaccel import kernels
 from vidaccel import profile as profiles
 from vidaccel.methods import METHODS, Method, ModelFacts, named
 from vidaccel.methods import method as make_method
+from vidaccel.methods.head_profile import HeadProfile
 from vidaccel.pipelines import experts, family_of
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 from vidaccel.session import ATTRIBUTE, Session, Setting
 from vidaccel.summary import Summary
-
-MIN_TOKENS = 8192
-"""Default of `min_tokens`: below it attention is a small part of a step. An estimate, not yet measured on a GPU."""
 
 
 def enable(
@@ -38,11 +36,13 @@ def enable(
 
     Args:
         target: a diffusers pipeline, or a bare transformer.
-        method: a method's name, a `Method`, a `Profile` or the path of one (ending in ".json"). Without it, the profile
-            in the model's folder or shipped for the model, else "radial" with the family's defaults.
+        method: a method's name, a `Method`, a `Profile`, or the path of one: a name that ends in ".json", or a
+            `pathlib.Path`, also of a folder with one. Without it, the profile in the model's folder or shipped for the
+            model, else "radial" with the family's defaults.
         schedule: which steps and layers stay dense; the profile's or the family's by default.
         backend: "auto", "triton", "cpu", "flex" or "reference".
-        min_tokens: calls with fewer tokens stay dense.
+        min_tokens: calls with fewer tokens stay dense; so do those that the cost model expects to be slower sparse than
+            dense (see `vidaccel.costs`), unless this is 0. The profile's by default, else the cost model alone.
         num_inference_steps: steps of a run, for bare transformers; pipelines know it.
         precision: "int8" (scores in INT8, values in fp16) or "fp8" (scores in INT8, values in e4m3) to compute sparse
             calls in fewer bits; the summary then has the error against the model's own type. The profile's by default,
@@ -64,16 +64,18 @@ def enable(
     family = family_of(transformer)
     profile = _profile(target, method)
     chosen = _method(method, profile, family.name, options)
-    chosen.check_models({name: facts(module) for name, module in modules.items()})
+    models = {name: facts(module) for name, module in modules.items()}
+    if profile is not None:
+        profile.check(models)
+    chosen.check_models(models)
     if schedule is None:
         own = profile.schedule if profile and profile.schedule else chosen.schedule()
         schedule = own or family.schedule(target, transformer)
     resolved = Schedule.of(schedule)
     if not hasattr(target, "scheduler"):
         resolved.resolve(num_inference_steps, 1)
-    if min_tokens is None:
-        min_tokens = profile.min_tokens if profile and profile.min_tokens is not None else MIN_TOKENS
-    if not isinstance(min_tokens, int) or min_tokens < 0:
+    min_tokens = profile.min_tokens if min_tokens is None and profile else min_tokens
+    if min_tokens is not None and (not isinstance(min_tokens, int) or min_tokens < 0):
         raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
     precision = profile.precision if precision is None and profile else precision
     device = getattr(target, "_execution_device", None) or transformer.device
@@ -133,11 +135,27 @@ def facts(transformer: nn.Module) -> ModelFacts:
     return ModelFacts(type(transformer).__name__, config, len(family.sites(transformer)), *family.heads(transformer))
 
 
+def profiled(profile: Profile, family: str, options: Mapping[str, Any]) -> Method:
+    """The method of a profile for a model family, with some of its options overridden.
+
+    Raises:
+        ValueError: no such method or option, or a bad value.
+    """
+    cls = named(profile.method)
+    merged = cls.merged(profile.options, dict(options))
+    if profile.heads is not None and issubclass(cls, HeadProfile) and "profile" not in options:
+        return cls.of(profile, **merged)
+    try:
+        return cls.for_family(family, **merged)
+    except TypeError as error:
+        raise ValueError(f"options of the profile do not fit method {profile.method!r}: {error}") from error
+
+
 def _profile(target: Any, method: Any) -> Profile | None:
     if isinstance(method, Profile):
         return method
     if isinstance(method, os.PathLike) or (isinstance(method, str) and method.endswith(".json")):
-        return Profile.load(method)
+        return Profile.from_pretrained(method) if os.path.isdir(method) else Profile.load(method)
     config = getattr(target, "config", None)
     return profiles.find(getattr(config, "_name_or_path", None)) if method is None else None
 
@@ -148,9 +166,7 @@ def _method(method: Any, profile: Profile | None, family: str, options: dict[str
             raise ValueError(f"options ({', '.join(options)}) go with a method's name; {method!r} has its own")
         return method
     if profile is not None:
-        cls = named(profile.method)
-        return cls.for_family(family, **cls.merged(profile.options, options))
+        return profiled(profile, family, options)
     if method is not None and not isinstance(method, str):
         raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
     return make_method(method or "radial", family, **options)
-

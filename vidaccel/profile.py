@@ -1,19 +1,31 @@
-"""Profiles: everything chosen for a model, as JSON beside the model or shipped with vidaccel."""
+"""Profiles: everything chosen for a model, as JSON beside the model, on the hub or shipped with vidaccel."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from vidaccel import architecture, miniature, strict
+from vidaccel.architecture import Facts
 from vidaccel.files import write_text
+from vidaccel.heads import HeadTable
 
 FORMAT = 1
 FILE = "vidaccel.json"
-"""Name of a profile that lies in a model's own folder."""
+"""Name of a profile that lies in a model's own folder, or in a repository."""
+HEADS = "head_profile"
+"""The method that profiles with heads are for."""
+REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
+WIDE = 110
+"""Letters up to which a list or object of a file stays on one line."""
+MAX_MODELS, MAX_NAME, MAX_TEXT, MAX_TOKENS = 256, 256, 4096, 1 << 40
 
 
 @dataclass(frozen=True)
@@ -28,6 +40,11 @@ class Profile:
         models: repository ids that it is for.
         source: where the numbers come from.
         precision: of sparse calls, as in `vidaccel.enable`; None for the model's own type.
+        model: the denoisers that it was made for, as `vidaccel.architecture.describe` gives them, and which others are
+            refused for; None where it is for any.
+        calibration: how the heads were measured, JSON-ready: prompts' hash, grid, versions and so on.
+        heads: what was measured of every head, for the method "head_profile".
+        reference: what `read` finds it by again; empty for one in memory. No part of the file.
     """
 
     method: str
@@ -37,6 +54,10 @@ class Profile:
     models: tuple[str, ...] = ()
     source: str = ""
     precision: str | None = None
+    model: dict[str, dict[str, Any]] | None = None
+    calibration: dict[str, Any] | None = None
+    heads: HeadTable | None = None
+    reference: str = field(default="", compare=False)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -45,11 +66,47 @@ class Profile:
         Raises:
             ValueError: no such file, not JSON, or not a profile.
         """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"no profile at {path}: {error.strerror}") from error
-        return cls.parse(text, str(path))
+        made = cls.parse(strict.read(path, "profile"), str(path))
+        return dataclasses.replace(made, reference=str(path))
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str], *, revision: str | None = None) -> Profile:
+        """The `FILE` of a folder or of a hub repository, of which nothing else is downloaded.
+
+        Args:
+            source: a folder or ``owner/name``.
+            revision: branch, tag or commit of the repository.
+
+        Raises:
+            ValueError: there is none, it cannot be downloaded, or it is not a profile.
+        """
+        folder = Path(source).expanduser()
+        if folder.is_dir():
+            return cls.load(folder / FILE)
+        if not re.fullmatch(REPOSITORY, str(source)):
+            raise ValueError(f"{str(source)!r} is neither a folder nor a repository id (owner/name)")
+        made = cls.load(_download(str(source), revision))
+        return dataclasses.replace(made, reference=str(source) if revision is None else f"{source}@{revision}")
+
+    @classmethod
+    def read(cls, reference: str) -> Profile:
+        """A profile by what a user may write: a path that ends in ".json", a folder or a repository id (after which
+        "@" and a revision may follow) with a `FILE`, or ``miniature:NAME``.
+
+        Raises:
+            ValueError: there is none, or it is not a profile.
+        """
+        if not isinstance(reference, str) or not reference or "\0" in reference:
+            raise ValueError(f"{strict.shown(reference)} names no profile")
+        if reference.startswith(miniature.PREFIX):
+            made = cls.load(miniature.miniature_path(reference.removeprefix(miniature.PREFIX)) / FILE)
+        elif reference.endswith(".json"):
+            made = cls.load(Path(reference).expanduser())
+        elif (at := re.fullmatch(rf"({REPOSITORY})@(\S+)", reference)) and not Path(reference).is_dir():
+            made = cls.from_pretrained(at[1], revision=at[2])
+        else:
+            made = cls.from_pretrained(reference)
+        return dataclasses.replace(made, reference=reference)
 
     @classmethod
     def parse(cls, text: str, origin: str) -> Profile:
@@ -58,32 +115,70 @@ class Profile:
         Raises:
             ValueError: not JSON, or not a profile.
         """
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{origin} is not JSON: {error}") from error
-        if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        values = strict.parse(text, origin)
+        if not isinstance(values, dict) or isinstance(values.get("format"), bool) or values.get("format") != FORMAT:
             raise ValueError(f'{origin} is not a vidaccel profile: it needs "format": {FORMAT}')
-        types = {
-            "method": str,
-            "options": dict,
-            "schedule": dict,
-            "min_tokens": (int, type(None)),
-            "models": list,
-            "source": str,
-            "precision": (str, type(None)),
-        }
+        del values["format"]
         for name, value in values.items():
-            if name not in types or not isinstance(value, types[name]):  # type: ignore[arg-type]
-                raise ValueError(f"{origin}: {name}={value!r} does not belong in a profile; it has {', '.join(types)}")
+            if name not in TYPES or not isinstance(value, TYPES[name]) or isinstance(value, bool):
+                given = f"{strict.shown(name)[1:-1]}={strict.shown(value)}"
+                raise ValueError(f"{origin}: {given} does not belong in a profile; it has {', '.join(TYPES)}")
         if "method" not in values:
             raise ValueError(f"{origin} is a profile without a method")
-        return cls(**{**values, "models": tuple(values.get("models", ()))})
+        return cls(**_checked(values, origin))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it, whole or not at all."""
-        values = {"format": FORMAT} | {item.name: asdict(self)[item.name] for item in fields(self)}
-        write_text(path, json.dumps(values, indent=2) + "\n")
+        """Write it, whole or not at all.
+
+        Raises:
+            ValueError: something in it that JSON does not have.
+        """
+        try:
+            write_text(path, _laid_out(self.to_dict()) + "\n")
+        except TypeError as error:
+            raise ValueError(f"the profile cannot be saved: {error}") from error
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write it into a folder, which is made if there is none, under the name that `from_pretrained` and `enable`
+        look for; returns its path."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        path = Path(folder) / FILE
+        self.save(path)
+        return path
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is in its file, JSON-ready."""
+        plain = {name: getattr(self, name) for name in TYPES}
+        plain |= {"models": list(self.models), "heads": self.heads and self.heads.to_dict()}
+        absent = [name for name in ("model", "calibration", "heads") if plain[name] is None]
+        return {"format": FORMAT} | {name: item for name, item in plain.items() if name not in absent}
+
+    def check(self, models: Mapping[str, Facts]) -> None:
+        """Refuse denoisers that it was not made for; one made for any model refuses none.
+
+        Args:
+            models: by their attribute of the pipeline.
+
+        Raises:
+            ValueError: what differs.
+        """
+        if self.model is None:
+            return
+        where = f"the profile {self.reference}".rstrip()
+        for expert, facts in models.items():
+            if expert not in self.model:
+                raise ValueError(f"{where} knows {', '.join(self.model)}, but the model has {expert}, too")
+            why = architecture.difference(self.model[expert], facts)
+            if why:
+                raise ValueError(f"{where} is not for this {expert}: {why}")
+
+
+TYPES: dict[str, Any] = {
+    "method": str, "options": dict, "schedule": dict, "min_tokens": (int, type(None)), "models": list, "source": str,
+    "precision": (str, type(None)), "model": (dict, type(None)), "calibration": (dict, type(None)),
+    "heads": (dict, type(None)),
+}  # fmt: skip
+"""What a file may have, apart from its format."""
 
 
 def shipped() -> dict[str, Profile]:
@@ -101,3 +196,74 @@ def find(model: str | None) -> Profile | None:
     if beside.is_file():
         return Profile.load(beside)
     return next((profile for profile in shipped().values() if model in profile.models), None)
+
+
+def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """The fields of a file, of the right types already, in what they hold.
+
+    Raises:
+        ValueError: one that no profile has.
+    """
+    read = {**values, "models": tuple(values.get("models", ()))}
+    strict.string(f"{origin}: method", values["method"], MAX_NAME)
+    strict.string(f"{origin}: source", values.get("source", ""), MAX_TEXT)
+    strict.listed(f"{origin}: models", list(read["models"]), MAX_MODELS, 0)
+    for name in read["models"]:
+        strict.string(f"{origin}: one of its models", name, MAX_NAME)
+    if values.get("min_tokens") is not None:
+        strict.whole(f"{origin}: min_tokens", values["min_tokens"], 0, MAX_TOKENS)
+    if values.get("model") is not None:
+        architecture.checked(f"{origin}: model", values["model"])
+    if values.get("heads") is not None:
+        read["heads"] = HeadTable.of(values["heads"], origin)
+        _check_together(read, origin)
+    return read
+
+
+def _check_together(read: dict[str, Any], origin: str) -> None:
+    """Refuse heads that come with a method, options or a model which they contradict.
+
+    Raises:
+        ValueError: they do.
+    """
+    if read["method"] != HEADS:
+        raise ValueError(f"{origin}: heads are for method {HEADS!r}, not {read['method']!r}")
+    for name in ("profile", "digest"):
+        # It would send whoever reads this file to another one.
+        if name in read.get("options", {}):
+            raise ValueError(f"{origin}: a profile with heads has no option {name!r}: it is the profile")
+    shapes = read["heads"].shapes()
+    for expert, each in (read.get("model") or {}).items():
+        if shapes.get(expert) != (each["layers"], each["heads"]):
+            raise ValueError(f"{origin}: heads of {strict.shown(expert)} are not those of the {each['layers']} "
+                             f"layers of {each['heads']} heads that its model has")  # fmt: skip
+
+
+def _download(repository: str, revision: str | None) -> str:
+    """The path of a repository's `FILE` in the local cache.
+
+    Raises:
+        ValueError: it has none, or it cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return str(hf_hub_download(repository, FILE, revision=revision))
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(f"no {FILE} from repository {repository!r}: {type(error).__name__}: {why}") from error
+
+
+def _laid_out(value: Any, pad: str = "") -> str:
+    """JSON in which what fits on a line stands on one."""
+    line = json.dumps(value, allow_nan=False)
+    if len(line) <= WIDE or not isinstance(value, (dict, list)):
+        return line
+    inner = pad + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {_laid_out(item, inner)}" for name, item in value.items()]
+    else:
+        parts = [_laid_out(item, inner) for item in value]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return left + "\n" + ",\n".join(inner + part for part in parts) + f"\n{pad}{right}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vidaccel import debug, kernels
 from vidaccel.clock import Clock
+from vidaccel.costs import DEFAULT_BLOCK, CostModel, Counts, default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
@@ -20,6 +21,7 @@ from vidaccel.pipelines.base import Call, Family, Mode, Processor
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule, StepPlan
 from vidaccel.site import Site
+from vidaccel.statics import StaticPlans
 from vidaccel.summary import Summary, Tally
 
 ATTRIBUTE = "_vidaccel_session"
@@ -98,26 +100,20 @@ class Setting:
     method: Method
     schedule: Schedule
     backend: str
-    min_tokens: int
+    min_tokens: int | None
+    """None lets the cost model alone decide which calls are too short; 0 turns it off too."""
     steps: int | None
     precision: str | None = None
     check_finite: bool = False
-
-
-class _Plans:
-    """Static plans of one layout, with their densities, and their copies on devices."""
-
-    def __init__(self, layout: TokenLayout) -> None:
-        self.layout = layout
-        self.made: dict[Site, tuple[AttentionPlan, Tensor]] = {}
-        self.moved: dict[tuple[Site, torch.device], AttentionPlan] = {}
+    costs: CostModel | None = None
+    """None for the coefficients that are shipped for the device."""
 
 
 class Session:
     """Sparse attention on one pipeline or transformer, from `attach` to `detach`; also a context manager.
 
-    Made by `vidaccel.enable`. Static plans are made once per layout; what a method remembers is kept per expert,
-    guidance branch and layer, and is dropped when a new generation begins.
+    Made by `vidaccel.enable`. Static plans are made once; what a method remembers is kept per expert, guidance branch
+    and layer, and is dropped when a new generation begins.
     """
 
     def __init__(self, owner: Any, experts: dict[str, nn.Module], setting: Setting) -> None:
@@ -132,7 +128,7 @@ class Session:
         self._experts: list[Expert] = []
         self._hooks: list[Any] = []
         # Per instance, so that the caches die with the session.
-        self._static_of = functools.lru_cache(LAYOUTS_KEPT)(_Plans)
+        self._statics_of = functools.lru_cache(LAYOUTS_KEPT)(self._new_statics)
         self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
 
     @property
@@ -203,9 +199,9 @@ class Session:
         name = branches[branch] if branch < len(branches) else f"pass{branch}"
         self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
-        if self.setting.method.static and layout.tokens >= self.setting.min_tokens:
+        if self.setting.method.static and layout.tokens >= (self.setting.min_tokens or 0):
             # A plan that cannot be made should fail before the first step, not after the dense ones.
-            self._static(self._site(expert.layers[-1]), None)
+            self._statics.made(self._site(expert.layers[-1]))
 
     def _timesteps(self) -> Tensor | None:
         timesteps = getattr(getattr(self._owner(), "scheduler", None), "timesteps", None)
@@ -226,11 +222,11 @@ class Session:
         # With gradients a processor may leave the call to the stock one: only what then arrives is counted.
         if self.setting.check_finite or torch.is_grad_enabled():
             return Mode.BY_HANDLE
-        reason = self._why_dense(layer.index)
+        reason = self._why_dense(layer, device)
         if reason is None:
             if not self.setting.method.static or self.setting.precision is not None:
                 return Mode.BY_HANDLE
-            plan, densities = self._static(self._site(layer), device)
+            plan, densities = self._statics.on(self._site(layer), device)
             if plan.extra is not None:
                 return Mode.BY_HANDLE
             if plan.mask is not None:
@@ -262,7 +258,7 @@ class Session:
     def _attend(
         self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
     ) -> tuple[Tensor, str]:
-        reason = self._why_dense(layer.index)
+        reason = self._why_dense(layer, query.device)
         if reason is None:
             plan, densities = self._plan(layer, query, key, value)
             if plan.mask is not None:
@@ -283,11 +279,11 @@ class Session:
         if query.shape[1] != moment.layout.tokens:
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
 
-    def _why_dense(self, index: int) -> str | None:
-        moment = self._moment
+    def _why_dense(self, layer: Layer, device: torch.device) -> str | None:
+        moment, index = self._moment, layer.index
         assert moment is not None
         least = self.setting.min_tokens
-        if moment.layout.tokens < least:
+        if least is not None and moment.layout.tokens < least:
             few = f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={least}"
             self._tally.note(few)
             return "under min_tokens"
@@ -295,12 +291,29 @@ class Session:
             return "in first layers"
         if moment.step < moment.plan.first_step:
             return "in first steps"
-        return None if moment.plan.is_sparse(moment.step, index) else "in last steps"
+        if not moment.plan.is_sparse(moment.step, index):
+            return "in last steps"
+        return None if least == 0 else self._why_slower(layer, device)
+
+    def _why_slower(self, layer: Layer, device: torch.device) -> str | None:
+        """Why a call would take longer sparse than dense; the plans of other than static methods are not known yet."""
+        method, site, costs = self.setting.method, self._site(layer), self.setting.costs or default_for(device)
+        heads, head_dim = self.family.heads(self._modules[layer.expert])
+        if not method.static:
+            share = costs.share(_expected(method, site.layout), heads=heads, head_dim=head_dim)
+        elif self._statics.made(site)[0].mask is not None:
+            share = self._statics.share(site, costs, heads, head_dim)
+        else:
+            return None
+        if share < 1:
+            return None
+        self._tally.note_slower(share, costs.source)
+        return "by the cost model"
 
     def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor]:
         site = self._site(layer)
         if self.setting.method.static:
-            return self._static(site, query.device)
+            return self._statics.on(site, query.device)
         state = self._state.setdefault((site.expert, site.branch, site.layer), {})
         plan = self.setting.method.plan(query, key, value, site, state)
         return plan, plan.densities(site.layout)
@@ -311,18 +324,15 @@ class Session:
         layers = next(len(expert.layers) for expert in self._experts if expert.name == layer.expert)
         return Site(layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout)
 
-    def _static(self, site: Site, device: torch.device | None) -> tuple[AttentionPlan, Tensor]:
-        """The plan that serves a site, on a device or where it was made, and its densities; each is made once."""
-        plans, place = self._static_of(site.layout), self.setting.method.static_site(site)
-        if place not in plans.made:
-            plan = self.setting.method.plan(None, None, None, place, {})
-            plans.made[place] = plan, plan.densities(site.layout)
-        plan, densities = plans.made[place]
-        if device is None:
-            return plan, densities
-        if (place, device) not in plans.moved:
-            plans.moved[place, device] = plan.to(device)
-        return plans.moved[place, device], densities
+    @property
+    def _statics(self) -> StaticPlans:
+        """The static plans of this moment's layout."""
+        assert self._moment is not None
+        return self._statics_of(self._moment.layout, self._clock.steps)
+
+    def _new_statics(self, layout: TokenLayout, steps: int | None) -> StaticPlans:
+        # The number of steps is part of a site: as part of the key, plans of old ones are dropped too.
+        return StaticPlans(self.setting.method, layout)
 
     def _choose_backend(self, expert: str, device: torch.device) -> str:
         transformer = self._modules[expert]
@@ -342,3 +352,13 @@ class Session:
             # Once per layer and run: the same call in the inputs' own type.
             self._tally.errors[site] = debug.relative_error(out, call()[0])
         return out
+
+
+def _expected(method: Method, layout: TokenLayout) -> Counts:
+    """The least that a plan of a method which is not static can ask for, as far as its options tell."""
+    density, block = getattr(method, "density", None), getattr(method, "block", None)
+    return Counts.expected(
+        layout.tokens,
+        float(density) if isinstance(density, int | float) else 0.0,
+        block if isinstance(block, int) else DEFAULT_BLOCK,
+    )

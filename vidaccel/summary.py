@@ -32,6 +32,8 @@ class Tally:
     steps: int | None = None
     backend: str | None = None
     notes: list[str] = field(default_factory=list)
+    slower: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Least and most modelled time of sparse calls over dense ones, of calls that stayed dense for it, by source."""
 
     def note(self, text: str) -> None:
         """Remember a remark once."""
@@ -42,6 +44,11 @@ class Tally:
         """Count one dense call."""
         self.dense[reason] = self.dense.get(reason, 0) + 1
 
+    def note_slower(self, share: float, source: str) -> None:
+        """Remember that a sparse call would have taken `share` of the dense call's time, by the model of `source`."""
+        least, most = self.slower.get(source, (share, share))
+        self.slower[source] = min(least, share), max(most, share)
+
     def count_sparse(self, plan: AttentionPlan, densities: Tensor, backend: str) -> None:
         """Count one sparse call."""
         self.sparse += 1
@@ -49,6 +56,16 @@ class Tally:
         self.mask, self.densities, self.backend = plan.mask, densities, backend
         for note in plan.notes:
             self.note(note)
+
+    @property
+    def remarks(self) -> list[str]:
+        """The notes, and why calls stayed dense by the cost model."""
+        return self.notes + [
+            f"calls on {self.layout} stay dense by the cost model: sparse attention would take "
+            f"{f'{least:.2f}' if f'{least:.2f}' == f'{most:.2f}' else f'{least:.2f} to {most:.2f}'} times as long "
+            f"(coefficients: {source}); min_tokens=0 turns this off"
+            for source, (least, most) in self.slower.items()
+        ]
 
     @property
     def density(self) -> Density | None:
@@ -96,7 +113,7 @@ class Summary:
     method: str
     options: dict[str, Any]
     schedule: dict[str, float]
-    min_tokens: int
+    min_tokens: int | None
     requested_backend: str
     precision: str | None
     runs: int
@@ -127,7 +144,7 @@ class Summary:
             "calls": {"sparse": tally.sparse, "dense": sum(tally.dense.values())},
             "dense_calls": dict(tally.dense),
             "density": density,
-            "notes": list(tally.notes),
+            "notes": tally.remarks,
         }
 
     def __str__(self) -> str:
@@ -155,4 +172,4 @@ class Summary:
                 f"average over layers, at most {error['worst']:.2%} (layer {error['worst_at']['layer']} of "
                 f"{error['worst_at']['expert']}), in each layer's first sparse call"
             )
-        return lines + [f"note: {note}" for note in tally.notes]
+        return lines + [f"note: {note}" for note in tally.remarks]

@@ -10,10 +10,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from vidaccel.bench import budget, measure, models, run, shapes, steps, tuning
+from vidaccel.bench import budget, costs, measure, models, run, shapes, steps, tuning
 from vidaccel.bench.attention import Board
 from vidaccel.bench.budget import Budget, Task
 from vidaccel.cli.bench import bench
+from vidaccel.costs import CostModel
 from vidaccel.report.performance import read_lines
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,7 +39,7 @@ def test_the_script_runs_end_to_end(tmp_path):
     lines = read_lines(out)
     assert time.monotonic() - start < 240
     cases = {line["case"] for line in lines}
-    assert cases == {"attention", "model", "planning"}
+    assert cases == {"attention", "costs", "model", "planning"}
     assert {line.get("model") for line in lines if line["case"] == "model"} == {each.name for each in models.SMOKE}
     assert not [line for line in lines if {"red", "failed", "skipped"} & set(line)]
     for line in lines:
@@ -53,7 +54,7 @@ def test_the_script_runs_end_to_end(tmp_path):
 def test_order_is_that_of_importance():
     tasks = sorted(run.tasks(run.Setting(torch.device("cuda"), torch.bfloat16)), key=lambda task: task.rank)
     place = {task.name: at for at, task in enumerate(tasks)}
-    assert len(place) == 5 * (1 + 3 * 6 + 1) + 3
+    assert len(place) == 5 * (1 + 3 * 6 + 1) + 3 + 1
     assert place["wan-14b-720p random 0.2"] < place["model wan-14b-720p"] < place["wan-1.3b-480p dense"]
     assert place["cogvideox1.5-5b clustered 1"] < place["wan-14b-720p banded 0.5"]
     # A shape's dense time is the yardstick of all its others.
@@ -120,12 +121,26 @@ def test_without_a_gpu_it_says_so(tmp_path):
 
 @pytest.mark.parametrize("values, problem", [
     ({"shape": ("wan",)}, "unknown shape 'wan'"), ({"model": ("wan",)}, "unknown model 'wan'"),
-    ({"parts": ("kernels",)}, "choose attention, models, planning, tuning"), ({"kinds": ("band",)}, "banded"),
+    ({"parts": ("kernels",)}, "choose attention, models, planning, costs, tuning"), ({"kinds": ("band",)}, "banded"),
     ({"densities": (0.0,)}, "density 0.0"), ({"minutes": 0.0}, "minutes 0.0"),
 ])  # fmt: skip
 def test_refuses(values, problem):
     with pytest.raises(ValueError, match=problem):
         setting(**values)
+
+
+def test_costs_have_one_line_with_coefficients_that_make_a_model():
+    (task,) = run.tasks(setting(parts=("costs",)))
+    (line,) = task.lines()
+    assert CostModel.of(line["coefficients"]).head_dim == line["head_dim"] == 64
+    assert 0 <= line["median_error"] <= line["largest_error"] and "misses by" in run.described(line)
+
+
+def test_costs_that_cannot_be_measured_are_a_failure_of_ours(monkeypatch):
+    monkeypatch.setattr(costs, "SMOKE", ((2, 64, 16, 100),))
+    (task,) = run.tasks(setting(parts=("costs",)))
+    (line,) = task.lines()
+    assert line["failed"].startswith("ValueError: tokens=100") and line["ours"] and run.described(line)
 
 
 def test_tuning_says_that_it_needs_a_gpu():

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from vidaccel.bench import models, planning, plans, shapes, steps, tuning
+from vidaccel.bench import costs, models, planning, plans, shapes, steps, tuning
 from vidaccel.bench.attention import Board
 from vidaccel.bench.budget import Budget, Line, Task
 from vidaccel.bench.shapes import Shape
 from vidaccel.eval import env
 from vidaccel.eval.record import append_line
 
-PARTS = ("attention", "models", "planning")
+PARTS = ("attention", "models", "planning", "costs")
 """What a run measures; "tuning" comes on request."""
 FIRST_DENSITIES = (0.2, 0.1, 1.0)
 """Those that matter most; others wait until every shape has these."""
@@ -124,6 +124,9 @@ def tasks(setting: Setting) -> list[Task]:
         if "tuning" in setting.parts:
             found.append(Task(f"tuning at {shape.name}", 5 + place,
                               lambda shape=shape: tuning.lines(board, shape)))  # type: ignore[misc]
+    if "costs" in setting.parts:
+        # Seconds, and what decides which calls stay dense: right after the most important shape.
+        found.append(Task("costs", 4, lambda: costs.lines(board, setting.smoke)))
     if "models" in setting.parts:
         found += [_model(model, setting) for model in models.chosen(list(setting.model), setting.smoke)]
     return found
@@ -160,6 +163,7 @@ def described(line: Line) -> str:
         "planning": lambda: f"{line['shape']} {line['operation']}",
         "tuning": lambda: f"{line['shape']} query block {line['query_block']} {line['row']}",
         "model": lambda: f"{line['model']} {line['method']}",
+        "costs": lambda: f"costs {line['heads']} heads of {line['head_dim']}",
     }[line["case"]]()
     for problem in ("red", "failed", "skipped"):
         if problem in line:
@@ -167,6 +171,8 @@ def described(line: Line) -> str:
     if line["case"] == "model":
         return (f"{what}: dense {line['dense_median_s']:.2f} s, sparse {line['sparse_median_s']:.2f} s, "
                 f"{line['speedup']:.2f}x, limit {line['predicted_limit']:.2f}x")  # fmt: skip
+    if line["case"] == "costs":
+        return f"{what}: per pair {line['coefficients']['per_pair']:.3g}, misses by {line['median_error']:.1%}"
     parts = [f"{line['p50_ms']:.3g} ms"]
     parts += [f"{line['tflops']:.3g} TFLOP/s"] if "tflops" in line else []
     parts += [f"fastest of {line['fastest_of']}"] if "fastest_of" in line else []

@@ -1,4 +1,4 @@
-"""The command line: ``vidaccel demo | generate | eval | bench | plan | env | ls``."""
+"""The command line: ``vidaccel demo | generate | eval | profile | bench | plan | env | ls``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from vidaccel.cli.generate import generate
 from vidaccel.cli.listing import env, ls
 from vidaccel.cli.output import Commands
 from vidaccel.cli.plan import plan
+from vidaccel.cli.profile import profile
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.")
 
-for command in (demo, generate, eval_, plan, env, ls):
+for command in (demo, generate, eval_, profile, plan, env, ls):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(bench, name="bench")

@@ -28,7 +28,7 @@ def kernels(
         "bench-kernels.jsonl"
     ),
     minutes: Annotated[float, typer.Option(min=0.01, help="End in this time; what matters most comes first.")] = 8.0,
-    part: Annotated[Names, typer.Option(help="attention, models, planning (these three by default) or tuning.")] = None,
+    part: Annotated[Names, typer.Option(help="attention, models, planning, costs (the default) or tuning.")] = None,
     shape: Annotated[Names, typer.Option(help="A model's attention, such as wan-14b-720p; all by default.")] = None,
     model: Annotated[Names, typer.Option(help="A transformer with random weights; all by default.")] = None,
     kind: Annotated[Names, typer.Option(help="Of plans: banded, random, clustered; all by default.")] = None,
@@ -137,7 +137,7 @@ def _measured(name: str, setting: dict[str, Any], chosen: dict[str, Any], given:
     known = identify(name)
     family = known.supported_family()
     if known.is_miniature:
-        chosen, setting = miniature_options(known.path, setting["method"], chosen), {**setting, "min_tokens": 0}
+        chosen, setting = miniature_options(known, setting["method"], chosen), {**setting, "min_tokens": 0}
     methods.method(setting["method"], family, **chosen)
     precision, place = dtype_and_device(dtype, device)
     defaults = known.defaults()

@@ -105,7 +105,7 @@ def _demo(folder: Path, model: Model, prompt: str | None, seed: int, method: str
     from vidaccel.eval.video import side_by_side, write_mp4
     from vidaccel.report import write_report
 
-    chosen = miniature_options(model.path, method, chosen)
+    chosen = miniature_options(model, method, chosen)
     methods.method(method, model.supported_family(), **chosen)  # a bad option is an error before anything is loaded
     pipe = miniature.load_miniature(model.name.removeprefix(miniature.PREFIX))
     call, prompt, fps = _call(model, prompt, steps)

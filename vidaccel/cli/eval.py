@@ -132,7 +132,7 @@ def _prompts(values: Mapping[str, Any], file: str | None, models: list[Model]) -
 def _source(model: Model, dtype: str, device: str) -> Source:
     from vidaccel.eval.sources import source_at
 
-    own = functools.partial(miniature_options, model.path) if model.is_miniature else lambda method, given: given
+    own = functools.partial(miniature_options, model) if model.is_miniature else lambda method, given: given
     return source_at(model.path, model.name, family=model.family, load=functools.partial(model.load, dtype, device),
                      dtype=dtype, device=device, defaults=model.defaults(), options=own)  # fmt: skip
 

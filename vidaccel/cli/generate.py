@@ -81,6 +81,7 @@ class _Setting:
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
         """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run."""
         from vidaccel import kernels, methods, profile
+        from vidaccel.api import profiled
         from vidaccel.schedule import Schedule
 
         if self.method == DENSE:
@@ -104,10 +105,10 @@ class _Setting:
         chosen = options.method_options(name, self.assignments, density=self.density)
         min_tokens = self.min_tokens
         if model.is_miniature and found is None:
-            chosen = miniature_options(model.path, name, chosen)
+            chosen = miniature_options(model, name, chosen)
             min_tokens = min_tokens or 0
-        cls = methods.named(name)
-        cls.for_family(family, **cls.merged(found.options if found else {}, chosen))
+        # Only to be refused here, before the model is loaded.
+        _ = profiled(found, family, chosen) if found else methods.method(name, family, **chosen)
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
         return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, "precision": self.precision,

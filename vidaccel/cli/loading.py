@@ -113,15 +113,16 @@ def usual_dtype(device: str) -> str:
     return "fp32" if device.startswith("cpu") else "bf16"
 
 
-def miniature_options(folder: str, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def miniature_options(model: Model, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
     """Options of a method on so few tokens: those of the miniature's own profile if it is for it, then `chosen`."""
     import dataclasses
 
     from vidaccel import profile
     from vidaccel.methods import METHODS
 
-    found = profile.find(folder)
-    if found is not None and found.method == method:
-        return METHODS[method].merged(found.options, chosen)
+    found = profile.find(model.path)
+    if found is not None and found.method == method and "profile" not in chosen:
+        own = found.options if found.heads is None else {"profile": model.name, **found.options}
+        return METHODS[method].merged(own, chosen)
     fields = {item.name for item in dataclasses.fields(METHODS[method])}  # type: ignore[arg-type]
     return {"block": BLOCK, **chosen} if "block" in fields else chosen

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.output import print_json, reserved_stdout
+from vidaccel.cli.output import print_json, reserved_stdout, staged_file
+
+if TYPE_CHECKING:
+    from vidaccel.layout import TokenLayout
+    from vidaccel.patterns import Pattern
+    from vidaccel.plan import AttentionPlan
+
+    Make = Callable[[TokenLayout], tuple[dict[str, Any], AttentionPlan]]
+    """From a layout to the options that a plan was made with, and the plan."""
 
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any option of the method; repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 Density = Annotated[float | None, typer.Option(help="Video density to reach, in (0, 1].")]
+PATTERN = "pattern:"
+"""Before the name of a pattern, which stands for a method whose heads all have it."""
+PATTERN_BLOCK = 128
 
 
 def plan(
-    method: Annotated[str, typer.Argument(help="Method, as listed by `vidaccel ls`.")],
+    method: Annotated[str, typer.Argument(help="Method, as listed by `vidaccel ls`, or a pattern as pattern:NAME.")],
     grid: Annotated[str, typer.Option(help="Video tokens, FRAMESxHEIGHTxWIDTH, such as 21x45x80.")],
     family: Annotated[str, typer.Option(help="Model family whose defaults count.")] = "wan",
     text_before: Annotated[int, typer.Option(help="Text tokens before the video.")] = 0,
@@ -27,12 +41,18 @@ def plan(
     block: Annotated[int | None, typer.Option(help="Tile size in tokens.")] = None,
     density: Density = None,
     set_: Set = None,
+    picture: Annotated[Path | None, typer.Option(help="Draw the block maps of distinct heads into a PNG.")] = None,
     json: Json = False,
 ) -> None:
     """Build a plan without a model: what it keeps, how large it is and how long it took."""
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"--picture {str(picture)!r} does not end in .png")
     with reserved_stdout():
-        chosen = options.method_options(method, set_ or [], density=density, block=block)
-        values = planned(method, chosen, family, grid, text_before, text_after, heads)
+        make = _pattern_plan if method.startswith(PATTERN) else _method_plan
+        values, made = planned(method, make(method, family, set_ or [], density, block), family, grid, text_before,
+                               text_after, heads)  # fmt: skip
+        if picture is not None:
+            _draw(made, f"{method} on {values['grid']}", picture)
     if json:
         print_json(values)
         return
@@ -40,17 +60,15 @@ def plan(
         typer.echo(f"{name:<17} {', '.join(item) or 'none' if isinstance(item, list) else item}")
 
 
-def planned(name: str, chosen: dict[str, Any], family: str, grid: str, text_before: int, text_after: int,
-            heads: int | None) -> dict[str, Any]:
-    """The JSON-ready description of one plan.
+def planned(
+    name: str, make: Make, family: str, grid: str, text_before: int, text_after: int, heads: int | None
+) -> tuple[dict[str, Any], AttentionPlan]:
+    """The JSON-ready description of one plan, and the plan.
 
     Raises:
         ValueError: a family, grid, option or number of heads that is none, or a method that plans from a run's tensors.
     """
-    import dataclasses
-
-    from vidaccel import methods
-    from vidaccel.eval.sizes import plan_site, typical_heads
+    from vidaccel.eval.sizes import typical_heads
     from vidaccel.layout import TokenLayout
 
     families = known_families()
@@ -60,21 +78,89 @@ def planned(name: str, chosen: dict[str, Any], family: str, grid: str, text_befo
     if heads < 1:
         raise ValueError(f"heads {heads} is not a number of attention heads of at least 1")
     layout = TokenLayout.parse(grid, text_before, text_after)
-    method = methods.method(name, family, **chosen)
-    if not method.static:
-        static = [each for each, cls in methods.METHODS.items() if cls.static]
-        raise ValueError(f"method {name!r} plans from a run's queries and keys; without a model: {', '.join(static)}")
     start = time.perf_counter()
-    made = method.plan(None, None, None, plan_site(layout), {})
+    chosen, made = make(layout)
     seconds = time.perf_counter() - start
     mask = made.mask
     return {
-        "method": name, "family": family, "options": dataclasses.asdict(method),  # type: ignore[call-overload]
+        "method": name, "family": family, "options": chosen,
         "grid": f"{layout.frames}x{layout.height}x{layout.width}", "text_before": text_before, "text_after": text_after,
         "tokens": layout.tokens, "heads": heads, **dataclasses.asdict(made.density(layout)),
         "patterns": mask.patterns if mask else 1, "ranges": len(mask.ranges) if mask else 0,
         "bytes": mask.nbytes if mask else 0, "seconds": seconds, "notes": list(made.notes),
-    }  # fmt: skip
+    }, made  # fmt: skip
+
+
+def _method_plan(name: str, family: str, set_: list[str], density: float | None, block: int | None) -> Make:
+    """How to plan with a method: options are read here, so that bad ones are refused before any work."""
+    from vidaccel import methods
+    from vidaccel.eval.sizes import plan_site
+
+    given = options.method_options(name, set_, density=density, block=block)
+
+    def make(layout: TokenLayout) -> tuple[dict[str, Any], AttentionPlan]:
+        method = methods.method(name, family, **given)
+        if not method.static:
+            static = [each for each, cls in methods.METHODS.items() if cls.static]
+            raise ValueError(
+                f"method {name!r} plans from a run's queries and keys; without a model: {', '.join(static)}"
+            )
+        return dataclasses.asdict(method), method.plan(None, None, None, plan_site(layout), {})  # type: ignore[call-overload]
+
+    return make
+
+
+def _pattern_plan(name: str, family: str, set_: list[str], density: float | None, block: int | None) -> Make:
+    """How to plan with a pattern: as it is set, or the one of its family with a density."""
+    from vidaccel import patterns
+
+    word = name.removeprefix(PATTERN)
+    if word not in patterns.PATTERNS:
+        raise ValueError(f"unknown pattern {word!r}; choose {', '.join(patterns.PATTERNS)}")
+    kind = patterns.PATTERNS[word]
+    given = options.parse(set_, kind, f"pattern {word!r}")
+    tile = PATTERN_BLOCK if block is None else block
+    if tile < 1:
+        raise ValueError(f"block {tile} is not a number of tokens of at least 1")
+
+    def make(layout: TokenLayout) -> tuple[dict[str, Any], AttentionPlan]:
+        found = (
+            patterns.pattern({"name": word, **given})
+            if density is None
+            else _solved(kind, given, layout, tile, density)
+        )
+        return {**found.to_dict(), "block": tile}, patterns.plan_of([found], layout, tile)
+
+    return make
+
+
+def _solved(kind: type[Pattern], given: dict[str, Any], layout: TokenLayout, block: int, density: float) -> Pattern:
+    """The pattern of a kind with a video density, and with fields as given.
+
+    Raises:
+        ValueError: a density out of range, a kind without a size, or fields that leave none.
+    """
+    from vidaccel.patterns import at_density
+
+    def make(share: float) -> Pattern:
+        return dataclasses.replace(kind.scaled(share), **given)  # type: ignore[type-var]
+
+    try:
+        sized = make(0.0) != make(1.0)
+    except TypeError:
+        sized = False
+    if not sized:
+        raise ValueError(
+            f"pattern {kind.name!r}{' with these fields' if given else ''} has no size to solve a density for"
+        )
+    return at_density(make, layout, block, density)[0]
+
+
+def _draw(made: AttentionPlan, title: str, path: Path) -> None:
+    from vidaccel.report.patterns import patterns_picture, plan_maps
+
+    with staged_file(path) as staged:
+        staged.write_bytes(patterns_picture(plan_maps(made), title))
 
 
 def known_families() -> list[str]:

@@ -84,10 +84,12 @@ def real_sizes(name: str, dense_layers: int = 1) -> list[dict[str, Any]]:
     """`counted` for each of `REAL_SIZES`, by a method with its family's defaults and 128-token blocks.
 
     Args:
-        name: of the method; nothing is counted for one whose plan depends on the run.
+        name: of the method; nothing is counted for one whose plan depends on the run or on a profile of the model.
         dense_layers: layers that stay dense.
     """
     fields = {item.name for item in dataclasses.fields(METHODS[name])}  # type: ignore[arg-type]
+    if "profile" in fields:
+        return []
     options = {"block": BLOCK} if "block" in fields else {}
     found = [(size, method(name, size.family, **options)) for size in REAL_SIZES]
     return [counted(size, chosen, min(dense_layers, size.layers)) for size, chosen in found if chosen.static]

@@ -1,8 +1,6 @@
 """Radial Attention: a static mask whose width decays with the distance in time (arXiv 2506.19852).
 
-Implemented from the paper and from the behaviour of its published code, whose exact block map `preset="upstream"`
-reproduces: token pairs of frames ``i`` and ``j`` are kept where ``|p_q - p_k| <= width(|i - j|)``, and a block is
-kept where more than 60 % of its non-empty key columns are filled by more than a third.
+The mask itself is `vidaccel.patterns.radial`; `preset="upstream"` has the numbers of the authors' published code.
 """
 
 from __future__ import annotations
@@ -12,13 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.patterns import cover
 from vidaccel.patterns.cover import video_density
+from vidaccel.patterns.radial import SPLIT, Shape, frame_widths, radial_blocks
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 
@@ -27,21 +24,11 @@ DECAYS = {"wan": 0.2, "hunyuanvideo": 0.95, "cogvideox": 0.95}
 SINK_FAMILIES = ("wan",)
 """Families whose upstream mask keeps all of the first frame's keys."""
 UPSTREAM_BLOCK = 128
-SPLIT = 128
 SOLVER_STEPS = 18
 COARSE = 0.02
 """Miss of a density target from which the notes say so: a small grid's mask changes in large jumps."""
 
-
-@dataclass(frozen=True)
-class Shape:
-    """The numbers behind one radial mask: what a density target is solved for."""
-
-    decay: float
-    window: float = 1.0
-    """Width of the adjacent frames' band, as a fraction of the frame."""
-    sink: float = 1.0
-    """Width of the first frame's key band, as a fraction of the frame; 0 is no sink."""
+__all__ = ["Radial", "Shape", "frame_widths", "radial_blocks"]
 
 
 @dataclass(frozen=True)
@@ -158,66 +145,3 @@ def _solve(reached: Callable[[float], float], target: float, high: float) -> flo
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) <= target else (low, middle)
     return min((low, high), key=lambda x: abs(reached(x) - target))
-
-
-def frame_widths(layout: TokenLayout, shape: Shape, block: int, split: int = SPLIT) -> Tensor:
-    """Half-width in tokens of the band between query frame and key frame: int64 ``[frames, frames]``, -1 where none.
-
-    At distance ``d >= 2`` the band is ``decay * 2**(bits(frame_tokens) - bits(d))`` wide and never under one block;
-    where ``share = 2**(bits(frame_tokens) - bits(d))`` falls under `split` tokens, only every ``split / share``-th
-    distance is kept.
-    """
-    size = layout.frame_tokens
-    power = 2 ** size.bit_length()
-    widths = []
-    for distance in range(layout.frames):
-        share = power / 2 ** distance.bit_length()
-        width = min(int(max(shape.decay * share, block)), size)
-        on = share >= split or distance % int(split / share) == 0 or width >= size
-        widths.append(width if on else -1)
-    widths[0] = size
-    if layout.frames > 1:
-        widths[1] = max(int(shape.window * size), min(block, size))
-    frame = torch.arange(layout.frames)
-    table = torch.tensor(widths)[(frame[:, None] - frame[None]).abs()]
-    if shape.sink > 0:
-        table[:, 0] = torch.maximum(table[:, 0], torch.tensor(int(shape.sink * size)))
-    return table
-
-
-def radial_blocks(layout: TokenLayout, shape: Shape, block: int, split: int = SPLIT) -> Tensor:
-    """The boolean block map ``[blocks, blocks]`` of the whole sequence; blocks with text are kept whole.
-
-    The columns of a block that a band fills beyond a threshold form an interval, so that nothing of the size
-    of a frame squared is ever built.
-    """
-    tokens, size = layout.tokens, layout.frame_tokens
-    count = -(-tokens // block)
-    kept = torch.zeros(count, count, dtype=torch.bool)
-    widths = frame_widths(layout, shape, block, split)
-    starts = layout.video_start + torch.arange(layout.frames) * size
-    span = torch.arange(-(-size // block) + 1)
-    # Blocks that a frame touches, [frames, blocks of a frame], and the part of the frame inside each: [low, high).
-    touched = starts[:, None] // block + span
-    low = (touched * block - starts[:, None]).clamp(0, size)
-    high = ((touched + 1) * block - starts[:, None]).clamp(0, size)
-    valid_rows = (tokens - touched * block).clamp(0, block)
-    for frame in range(layout.frames):
-        width = widths[frame][:, None, None]
-        row = (low[frame][None, :, None], high[frame][None, :, None])
-        column = (low[:, None], high[:, None])
-        filled = _columns(row, column, width, torch.zeros(1, dtype=torch.int64))
-        dense = _columns(row, column, width, (valid_rows[frame] // 3)[None, :, None])
-        on = (filled > 0) & (dense * 10 > filled * 6)
-        other, rows, columns = on.nonzero(as_tuple=True)
-        kept[touched[frame][rows], touched[other, columns]] = True
-    return cover.with_text(kept.fill_diagonal_(True), layout, block)
-
-
-def _columns(row: tuple[Tensor, Tensor], column: tuple[Tensor, Tensor], width: Tensor, threshold: Tensor) -> Tensor:
-    """How many key columns of a block hold more than `threshold` kept rows: ``[frames, row blocks, column blocks]``."""
-    (low, high), (first, last) = row, column
-    start = torch.maximum(first, low + threshold - width)
-    stop = torch.minimum(last, high + width - threshold)
-    possible = (high - low > threshold) & (2 * width + 1 > threshold) & (width >= 0)
-    return torch.where(possible, (stop - start).clamp(min=0), 0)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from vidaccel.layout import TokenLayout
-from vidaccel.patterns.base import Pattern, check_share
+from vidaccel.patterns import cover, orders
+from vidaccel.patterns.base import Pattern, Runs, check_share, count
 from vidaccel.patterns.orders import NATURAL
 
 
 @dataclass(frozen=True)
-class Band(Pattern):
+class Band(Runs):
     """A diagonal band: keys at most `width` of all video tokens away, in positions of `axes`.
 
     In the natural order that is a window of nearby frames (the spatial head of Sparse VideoGen); in "HWF" it holds the
@@ -23,7 +24,7 @@ class Band(Pattern):
 
     Args:
         width: half-width, as a fraction of the video tokens, in [0, 1].
-        axes: the order.
+        axes: the order, any that `vidaccel.patterns.orders` has.
         sink: frames at the start of the clip whose keys all queries attend to, as a fraction of the clip; only in
             orders with frames slowest.
 
@@ -41,7 +42,8 @@ class Band(Pattern):
     def __post_init__(self) -> None:
         check_share("width", self.width)
         check_share("sink", self.sink)
-        if self.sink and not self.axes.startswith("F"):
+        orders.check(self.axes)
+        if self.sink and not orders.frames_slowest(self.axes):
             raise ValueError(f"a sink of frames needs an order with frames slowest, not {self.axes!r}")
 
     @property
@@ -52,11 +54,10 @@ class Band(Pattern):
     def scaled(cls, share: float) -> Pattern:
         return cls(share)
 
-    def rectangles(self, layout: TokenLayout) -> Iterator[Tensor]:
+    def covering(self, layout: TokenLayout, block: int) -> Iterator[Tensor]:
         tokens = layout.video_tokens
         half = int(self.width * tokens)
-        row = torch.arange(tokens)
-        yield torch.stack([row, row + 1, (row - half).clamp(min=0), (row + half + 1).clamp(max=tokens)], dim=1)
+        start, end = cover.runs(layout, block, tokens)
+        yield torch.stack([start, end, (start - half).clamp(min=0), (end + half).clamp(max=tokens)], dim=1)
         if self.sink:
-            frames = max(1, round(self.sink * layout.frames))
-            yield torch.tensor([[0, tokens, 0, frames * layout.frame_tokens]])
+            yield torch.tensor([[0, tokens, 0, count(self.sink, layout.frames) * layout.frame_tokens]])

@@ -28,7 +28,21 @@ def covered(rectangles: Iterable[Tensor], layout: TokenLayout, block: int) -> Te
         one = torch.ones_like(top, dtype=torch.int32)
         for row, column, step in ((top, left, one), (bottom, right, one), (top, right, -one), (bottom, left, -one)):
             corners.index_add_(0, row * side + column, step)
-    return (corners.view(side, side).cumsum(0).cumsum(1) > 0)[:tiles, :tiles].clone()
+    depth = corners.view(side, side).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    return (depth > 0)[:tiles, :tiles].clone()
+
+
+def runs(layout: TokenLayout, block: int, line: int) -> tuple[Tensor, Tensor]:
+    """The pieces of the video that lie in one tile and in one line: first and last positions, one past, int64 ``[n]``.
+
+    Args:
+        layout: of the positions: where video begins in the tiles.
+        line: positions of a line; the video is a whole number of lines.
+    """
+    tokens = layout.video_tokens
+    tiles = torch.arange(-(-layout.tokens // block) + 1) * block - layout.video_start
+    edges = torch.cat([torch.arange(tokens // line + 1) * line, tiles[(tiles > 0) & (tiles < tokens)]]).unique()
+    return edges[:-1], edges[1:]
 
 
 def text_blocks(layout: TokenLayout, block: int) -> Tensor:
@@ -43,8 +57,13 @@ def with_text(kept: Tensor, layout: TokenLayout, block: int) -> Tensor:
     return kept | text[:, None] | text
 
 
+def video_in_tiles(layout: TokenLayout, block: int) -> Tensor:
+    """Video tokens in each tile: float64 ``[tiles]``."""
+    edge = torch.arange(-(-layout.tokens // block)) * block
+    return ((edge + block).clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
+
+
 def video_density(blocks: Tensor, layout: TokenLayout, block: int) -> float:
     """Share of the video-video pairs that a block map ``[tiles, tiles]`` keeps."""
-    edge = torch.arange(blocks.shape[-1]) * block
-    video = ((edge + block).clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
+    video = video_in_tiles(layout, block)
     return float(video @ (blocks.double() @ video)) / layout.video_tokens**2

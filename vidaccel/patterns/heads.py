@@ -16,11 +16,14 @@ from vidaccel.patterns.simple import Dense
 from vidaccel.plan import AttentionPlan
 
 KEPT = 4096
+MASKS_KEPT = 256
+"""Of a large grid, some 100 KB each: heads of many layers have equal patterns."""
 SOLVER_STEPS = 16
 DIGITS = 5
 """Of a solved size: enough for a block of 128 in a million tokens, and short in a profile."""
 
 
+@functools.lru_cache(MASKS_KEPT)
 def mask_of(pattern: Pattern, layout: TokenLayout, block: int) -> BlockMask:
     """The mask of one pattern in the positions of its order, in square blocks of `block` tokens."""
     return BlockMask.from_blocks(pattern.blocks(layout, block)[None], block, block, layout.tokens, layout.tokens)

@@ -135,6 +135,22 @@ class Family(ABC):
         config: Any = transformer.config
         return config.num_attention_heads, config.attention_head_dim
 
+    def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
+        """Weight through which video outputs of the site at `index` leave: ``[out, heads * head_dim]``.
+
+        A LoRA on it does not count. None where its values cannot be read: quantised, or not loaded.
+        """
+        site: Any = self.sites(transformer)[index]
+        return self._plain_weight(transformer, site.to_out[0])
+
+    def _plain_weight(self, transformer: nn.Module, linear: Any) -> Tensor | None:
+        """The columns of a linear layer's weight that heads write to, if they are numbers that can be read."""
+        heads, head_dim = self.heads(transformer)
+        weight = getattr(linear, "weight", None)
+        if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+            return None
+        return weight.detach()[:, : heads * head_dim] if weight.shape[1] >= heads * head_dim else None
+
     def probe(self, transformer: nn.Module, device: torch.device) -> Tensor:
         """An empty query of one token, like those of `transformer`: enough to ask backends whether they can run it."""
         model: Any = transformer

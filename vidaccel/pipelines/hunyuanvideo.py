@@ -128,6 +128,14 @@ class HunyuanVideo(Family):
     def stock(self, processor: Any) -> bool:
         return type(processor).__name__ == "HunyuanVideoAttnProcessor2_0"
 
+    def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
+        model: Any = transformer
+        dual = len(model.transformer_blocks)
+        if index < dual:
+            return super().output_projection(transformer, index)
+        # A single-stream block projects attention and feed-forward together, attention first.
+        return self._plain_weight(transformer, model.single_transformer_blocks[index - dual].proj_out)
+
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         frames, height, width = call.get("hidden_states", 0).shape[-3:]
         text = call.get("encoder_hidden_states", 2).shape[1]

@@ -1,0 +1,94 @@
+"""`vidaccel.calibrate`: one dense generation per prompt, from which every head's options are measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vidaccel.calibration.generation import Generations, Progress
+from vidaccel.calibration.library import library as named_library
+from vidaccel.calibration.result import COSTS, Calibration, finish
+from vidaccel.calibration.settings import Settings, check_target
+from vidaccel.costs import CostModel
+from vidaccel.profile import Profile
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    target_density: float | None = None,
+    max_error: float | None = None,
+    bands: int = 1,
+    rows: int = 64,
+    steps_per_band: int = 4,
+    library: str = "all",
+    block: int | None = None,
+    work: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    seed: int = 0,
+    generation_kwargs: Mapping[str, Any] | None = None,
+    cost: str | CostModel = "measured",
+) -> Profile:
+    """Measure what each head of a pipeline can do without, in one dense generation per prompt, and make a profile.
+
+    What is enabled on the pipeline is put aside and comes back. The generations are dense bit for bit; measuring waits
+    for a GPU.
+
+    Args:
+        pipe: a pipeline of a supported family.
+        prompts: what to generate. Libraries with patterns made from attention maps need two at least: they are made
+            from the first half and judged on the rest.
+        target_density: mean cost to stay under, over all heads, in (0, 1].
+        max_error: relative error of the layers' outputs to stay under, in (0, 1]; give one of the two.
+        bands: step bands with a choice of their own.
+        rows: sampled queries of each measured call.
+        steps_per_band: denoising steps of a band that are measured.
+        library: which patterns are tried, see `vidaccel.calibration.libraries`.
+        block: tile size in tokens; by default 128, or 16 below 8,192 tokens.
+        work: a folder in which each finished prompt is kept: called again with the same arguments, it goes on there.
+        progress: called with what runs, denoising steps done and all of them.
+        seed: of the noise, drawn on the CPU; prompt ``i`` has ``seed + i``.
+        generation_kwargs: for the pipeline's call; nothing is decoded.
+        cost: what a head's pattern costs: "measured" fits a `CostModel` to times of the attention kernel here,
+            "counted" is the computed density, "density" the video density; or a `CostModel`.
+
+    Raises:
+        ValueError: whatever cannot be done, before anything runs, as far as it can be known then.
+    """
+    return measured(
+        pipe, prompts, target_density=target_density, max_error=max_error, bands=bands, rows=rows,
+        steps_per_band=steps_per_band, library_name=library, block=block, work=work, progress=progress, seed=seed,
+        generation_kwargs=generation_kwargs, cost=cost,
+    ).profile  # fmt: skip
+
+
+
+def measured(
+    pipe: Any, prompts: Sequence[str], *, work: str | os.PathLike[str] | None, progress: Progress | None,
+    generation_kwargs: Mapping[str, Any] | None, **options: Any,
+) -> Calibration:  # fmt: skip
+    """`calibrate`, with what a report needs."""
+    settings, goal, cost = check(prompts, **options)
+    generations = Generations(pipe, settings, dict(generation_kwargs or {}), work, progress)
+    generations.run()
+    return finish(generations, goal, cost)
+
+
+def check(
+    prompts: Sequence[str], *, target_density: float | None, max_error: float | None, bands: int, rows: int,
+    steps_per_band: int, library_name: str, block: int | None, seed: int, cost: str | CostModel,
+) -> tuple[Settings, dict[str, float], str | CostModel]:  # fmt: skip
+    """The arguments that need no model, checked; see `calibrate`.
+
+    Raises:
+        ValueError: one that cannot be.
+    """
+    if isinstance(prompts, str):
+        raise ValueError("prompts are a list of texts, not one text")
+    goal = check_target(target_density, max_error)
+    if cost not in COSTS and not isinstance(cost, CostModel):
+        raise ValueError(f"cost={cost!r} is not {', '.join(COSTS)} or a CostModel")
+    made = named_library(library_name)
+    return Settings(tuple(prompts), library_name, made, bands, rows, steps_per_band, block, seed), goal, cost

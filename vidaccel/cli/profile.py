@@ -1,0 +1,125 @@
+"""``vidaccel profile``: measure what each head of a model can do without, and write it as a profile."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidaccel.cli.loading import dtype_and_device, identify
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file, staged_folder
+from vidaccel.cli.plan import Json
+
+if TYPE_CHECKING:
+    from vidaccel.calibration.result import Calibration
+
+INTERRUPTED = 130
+
+
+def profile(
+    model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line.")],
+    out: Annotated[Path, typer.Option(help="The profile to write, ending in .json.")],
+    target_density: Annotated[float | None, typer.Option(help="Video density to reach, in (0, 1].")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Relative error of a layer's output to stay under.")] = None,
+    library: Annotated[
+        str, typer.Option(help="Patterns to try: all, geometry, sparse-vdit, paro, sta or svg.")
+    ] = "all",
+    cost: Annotated[
+        str, typer.Option(help="What density means: kernel time as measured here, counted pairs, or video density.")
+    ] = "measured",
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps each finished prompt; one beside --out by default.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="Folder for a picture of each layer.")] = None,
+    bands: Annotated[int, typer.Option(help="Step bands with a choice of their own.")] = 1,
+    rows: Annotated[int, typer.Option(help="Sampled queries of each measured call.")] = 64,
+    steps_per_band: Annotated[int, typer.Option(help="Denoising steps of a band that are measured.")] = 4,
+    block: Annotated[int | None, typer.Option(help="Tile size in tokens; fits the sequence by default.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and the sampled queries.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
+    json: Json = False,
+) -> None:
+    """Calibrate a model: for each head the cheapest pattern that keeps its output."""
+    call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
+            "num_frames": frames, "guidance_scale": guidance}  # fmt: skip
+    options = {"target_density": target_density, "max_error": max_error, "library_name": library, "cost": cost,
+               "bands": bands, "rows": rows, "steps_per_band": steps_per_band, "block": block,
+               "seed": seed}  # fmt: skip
+    with reserved_stdout():
+        values = _profile(model, prompts, out, options, work, picture, call, dtype, device)
+    print_json(values) if json else _show(values)
+
+
+def _profile(model: str, prompts: Path, out: Path, options: dict[str, Any], work: Path | None, picture: Path | None,
+             call: dict[str, Any], dtype: str | None, device: str | None) -> dict[str, Any]:
+    """Check everything, then load, measure and write; the JSON-ready result."""
+    from vidaccel.calibration.run import check
+    from vidaccel.eval.settings_file import read_prompts
+
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"--out {str(out)!r} does not end in .json")
+    texts = read_prompts(prompts)
+    check(texts, **options)
+    precision, place = dtype_and_device(dtype, device)
+    known = identify(model)
+    known.supported_family()
+    folder = work or out.with_name(f"{out.name}.work")
+    with staged_file(out) as part:
+        start = time.perf_counter()
+        found = _measured(known, texts, folder, options, call, precision, place)
+        found.profile.save(part)
+        pictures = _pictures(found, picture) if picture else []
+    if work is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "kind": "profile", "model": model, "prompts": len(texts), "file": str(out), **found.to_dict(),
+        "seconds": time.perf_counter() - start, "pictures": pictures,
+    }  # fmt: skip
+
+
+def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
+              device: str) -> Calibration:
+    from vidaccel.calibration.run import measured
+
+    defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
+    kwargs = {**defaults, **{name: item for name, item in call.items() if item is not None}}
+    try:
+        pipe = known.load(dtype, device)
+        with progress_bar("calibrating") as advance:
+            return measured(pipe, texts, work=folder, progress=advance, generation_kwargs=kwargs, **options)
+    except KeyboardInterrupt as error:
+        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
+        raise SystemExit(INTERRUPTED) from error
+
+
+def _pictures(found: Calibration, folder: Path) -> list[str]:
+    from vidaccel.report.profile import layer_picture
+
+    names = []
+    with staged_folder(folder) as staging:
+        for name, title, heads in found.views():
+            (staging / f"{name}.png").write_bytes(layer_picture(heads, title))
+            names.append(str(folder / f"{name}.png"))
+    return names
+
+
+def _show(values: dict[str, Any]) -> None:
+    """What was chosen, in a few lines."""
+    predicted, prompts = values["predicted"], values["prompts"]
+    typer.echo(f"{values['file']}: {values['seconds']:.1f} s for {prompts} prompt{'s' * (prompts > 1)}")
+    typer.echo(f"predicted: density {predicted['density']:.3f}, cost {predicted['cost']:.3f} of dense, error of the "
+               f"layers' outputs {predicted['error']:.3f}")
+    typer.echo("heads: " + ", ".join(f"{count} {kind}" for kind, count in values["kinds"].items()))
+    for path in values["pictures"]:
+        typer.echo(f"picture: {path}")
