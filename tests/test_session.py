@@ -266,7 +266,7 @@ def test_a_static_method_has_one_plan_for_each_of_its_sites(pipe):
     # Layers and steps did get plans of their own: of equal ones the mean density would be one of these.
     tokens = session._tally.layout.tokens
     kept = [16 * (layer + 1 + step % 2) / tokens for layer, step, _ in every]
-    assert session._tally.mean_density.density == pytest.approx(sum(kept) / len(kept))
+    assert session._tally.density.density == pytest.approx(sum(kept) / len(kept))
 
 
 def test_a_static_plan_is_what_the_layer_runs(pipe):

@@ -22,8 +22,6 @@ class Tally:
     """Dense calls by reason."""
     total: Tensor | None = None
     """Sum of the sparse calls' `AttentionPlan.densities`; on a GPU it waits there until someone asks."""
-    densities: Tensor | None = None
-    """Of the last sparse call."""
     mask: BlockMask | None = None
     """Of the last sparse call; not its plan, which may hold orders and keys of a GPU."""
     errors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -53,7 +51,7 @@ class Tally:
         """Count one sparse call."""
         self.sparse += 1
         self.total = densities if self.total is None else self.total + densities
-        self.mask, self.densities, self.backend = plan.mask, densities, backend
+        self.mask, self.backend = plan.mask, backend
         for note in plan.notes:
             self.note(note)
 
@@ -69,11 +67,6 @@ class Tally:
 
     @property
     def density(self) -> Density | None:
-        """Of the last sparse call."""
-        return None if self.densities is None else Density(*self.densities.tolist())
-
-    @property
-    def mean_density(self) -> Density | None:
         """Mean over the sparse calls."""
         return None if self.total is None else Density(*(self.total / self.sparse).tolist())
 
@@ -127,8 +120,8 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values; `density` and `layout` are None before a run."""
         tally = self.tally
-        last = tally.density
-        density = dataclasses.asdict(last) | {"all_calls": tally.all_calls} if last else None
+        mean = tally.density
+        density = dataclasses.asdict(mean) | {"all_calls": tally.all_calls} if mean else None
         return {
             "family": self.family,
             "method": {"name": self.method, "options": self.options},

@@ -49,8 +49,8 @@ def test_published_sizes() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_static_method_is_counted_at_every_size(name: str) -> None:
     rows = sizes.real_sizes(name)
-    if not METHODS[name].static:
-        assert rows == []
+    if not METHODS[name].static or name == "head_profile":
+        assert rows == [], "a plan that depends on the run, or on one model's profile"
         return
     assert [row["model"] for row in rows] == [size.model for size in sizes.REAL_SIZES]
     assert all(0 < row["video_density"] < 1 and 1 < row["counted_attention_gain"] < 50 for row in rows)

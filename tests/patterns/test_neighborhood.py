@@ -1,4 +1,4 @@
-"""Neighbourhood windows: against a mask made token by token in (frame, row, column), and the counts of sliding tiles."""
+"""Neighbourhood windows against a mask made token by token in (frame, row, column); the counts of sliding tiles."""
 
 from __future__ import annotations
 

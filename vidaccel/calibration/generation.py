@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from vidaccel.calibration import factors, library
+from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.made import Own, means, own_of
 from vidaccel.calibration.probe import watched
-from vidaccel.calibration.recorder import Grid, Recorder
+from vidaccel.calibration.recorder import Recorder
 from vidaccel.calibration.settings import Settings, digest
 from vidaccel.calibration.work import Work
 from vidaccel.pipelines import experts, family_of
@@ -123,6 +124,12 @@ class Generations:
         """Which steps the model's family leaves sparse."""
         schedule = self.families[site.expert].schedule(self.pipe, self.modules[site.expert])
         return schedule.resolve(site.steps, site.layers)
+
+    def first_layers(self) -> dict[str, int]:
+        """The first layer of each expert that the model's family leaves sparse."""
+        plans = {name: family.schedule(self.pipe, self.modules[name]) for name, family in self.families.items()}
+        return {name: schedule.resolve(self.steps, len(self.families[name].sites(self.modules[name]))).first_layer
+                for name, schedule in plans.items()}  # fmt: skip
 
     def factor(self, expert: str, layer: int) -> Tensor | None:
         """`factors.factors_of` of a layer; None where its projection cannot be read."""

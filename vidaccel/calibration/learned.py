@@ -18,7 +18,7 @@ from vidaccel.patterns import Pattern, orders
 from vidaccel.patterns.cells import Cells
 from vidaccel.patterns.stripes import MOST, Stripes
 
-LEVELS = (0.05, 0.1, 0.2, 0.3, 0.5)
+LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 BEST_ORDERS = 2
 """Orders of a head that are tried at each level: those in which its cells hold most."""
 WINDOWED = 0.5

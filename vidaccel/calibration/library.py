@@ -8,7 +8,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidaccel.calibration.learned import MAKERS
@@ -134,18 +136,28 @@ def tile_for(layout: TokenLayout, block: int) -> tuple[int, int, int]:
 
 
 class Ladder:
-    """The candidates of all heads with their blocks, grouped by order: what measuring them needs."""
+    """The candidates of all heads, grouped by order, and what rows of candidates keep: all that measuring them needs.
+
+    Block maps are kept packed, eight blocks to a byte: those of all heads of a large model come to some gigabytes.
+    """
 
     def __init__(self, patterns: tuple[Pattern, ...], layout: TokenLayout, block: int) -> None:
         self.patterns, self.layout, self.block = patterns, layout, block
         names = dict.fromkeys(pattern.order for pattern in patterns)
         self.groups = {name: [at for at, each in enumerate(patterns) if each.order == name] for name in names}
-        self._maps = {name: torch.stack([patterns[at].blocks(layout, block) for at in places])
-                      for name, places in self.groups.items()}  # fmt: skip
+        self._packed: dict[Pattern, NDArray[np.uint8]] = {}
 
     def kept(self, name: str, rows: Tensor) -> Tensor:
         """Blocks that each row keeps under the candidates of an order: bool ``[candidates, rows, tiles]``."""
-        return self._maps[name][:, tiles_of(self.layout, name, rows, self.block)]
+        return torch.stack([self.row_blocks(self.patterns[at], rows) for at in self.groups[name]])
+
+    def row_blocks(self, pattern: Pattern, rows: Tensor) -> Tensor:
+        """Blocks, in a pattern's order, that each row keeps under it: bool ``[rows, tiles]``."""
+        if pattern not in self._packed:
+            self._packed[pattern] = np.packbits(pattern.blocks(self.layout, self.block).numpy(), axis=1)
+        tiles = tiles_of(self.layout, pattern.order, rows, self.block).numpy()
+        count = -(-self.layout.tokens // self.block)
+        return torch.from_numpy(np.unpackbits(self._packed[pattern][tiles], axis=1, count=count)).bool()
 
 
 def tiles_of(layout: TokenLayout, order: str, rows: Tensor, block: int) -> Tensor:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.learned import MAKERS
-from vidaccel.calibration.recorder import Grid
 from vidaccel.patterns import Pattern
 
 Place = tuple[str, int, int, int]
@@ -20,14 +20,14 @@ def means(prompts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The maps of all heads over some prompts.
 
     Returns:
-        By ``EXPERT.mass`` fp64 ``[bands, layers, heads, orders, side, side]``, the mean share of a query of one cell
-        that goes to the keys of another, in each axis order; by ``EXPERT.keys`` fp64 ``[bands, layers, heads, frames,
+        By ``EXPERT.mass`` ``[bands, layers, heads, orders, side, side]``, the mean share of a query of one cell
+        that goes to the keys of another, in each axis order; by ``EXPERT.keys`` ``[bands, layers, heads, frames,
         rows]``, what all queries together give to the rows of the clip.
     """
     summed: dict[str, Tensor] = {}
     for each in prompts:
         for name, tensor in each.items():
-            summed[name] = summed[name] + tensor if name in summed else tensor
+            summed[name] = summed[name] + tensor.double() if name in summed else tensor.double()
     found = {name: tensor for name, tensor in summed.items() if name.endswith(".keys")}
     for name, tensor in summed.items():
         if name.endswith(".mass"):

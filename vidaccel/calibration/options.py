@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 from vidaccel.heads import HeadOption
 
-MOST = 8
+MOST = 10
 """Options of a head, dense among them."""
 
 
 def pruned(options: list[HeadOption], most: int = MOST) -> tuple[HeadOption, ...]:
     """The options worth having: each dearer one has less error; the last is dense.
 
-    Of more than `most`, those go first that two others between them replace best: where the straight line between
-    the neighbours, in cost and error, is lowest against the option itself.
+    Of more than `most`, those go first that their neighbours replace best: a mixture of the two at the same cost has
+    little more error than the option itself, in proportion.
 
     Args:
         options: of one head, in any order; exactly one of them, dense, has a cost of 1 and no error.
@@ -29,6 +31,6 @@ def pruned(options: list[HeadOption], most: int = MOST) -> tuple[HeadOption, ...
 
 
 def _gain(left: HeadOption, option: HeadOption, right: HeadOption) -> float:
-    """How far an option lies below the line between its neighbours; negative above it."""
+    """The error of an option's neighbours, mixed to its cost, over its own."""
     share = (option.cost - left.cost) / (right.cost - left.cost)
-    return left.error + share * (right.error - left.error) - option.error
+    return (left.error + share * (right.error - left.error)) / max(option.error, sys.float_info.min)

@@ -15,13 +15,14 @@ from vidaccel import architecture
 from vidaccel._version import __version__
 from vidaccel.api import facts
 from vidaccel.calibration.generation import Generations
+from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.library import tiles_of
 from vidaccel.calibration.made import Place
 from vidaccel.calibration.measure import cells_of
-from vidaccel.calibration.recorder import Grid
 from vidaccel.calibration.table import Cost, Measured, table_of
 from vidaccel.costs import CostModel
 from vidaccel.heads import HeadOption, HeadTable, Picks
+from vidaccel.mask import BlockMask
 from vidaccel.patterns import Pattern, density_of, orders, plan_of
 from vidaccel.profile import Profile
 
@@ -129,7 +130,7 @@ def finish(run: Generations, goal: dict[str, float], cost: str | CostModel) -> C
     found = Measured.of(grid, grid.bands(settings.bands), run.ladder(grid).patterns, own, measuring, tuple(run.modules))
     per_head, described = _cost(run, grid, cost)
     # As its file will have them, rounded: what is chosen here is what is chosen from there.
-    table = HeadTable.of(table_of(found, per_head).to_dict(), "the calibration")
+    table = HeadTable.of(table_of(found, per_head, run.first_layers()).to_dict(), "the calibration")
     how = _described(run, grid) | {"cost": described, "projected": all(each["projected"] for _, each in done)}
     models = {name: facts(module) for name, module in run.modules.items()}
     profile = Profile("head_profile", dict(goal), heads=table, calibration=how, model=architecture.describe(models),
@@ -155,7 +156,10 @@ def _cost(run: Generations, grid: Grid, cost: str | CostModel) -> tuple[Cost, di
         model = CostModel.of(run.work.note("cost", lambda: _timed(run, grid).to_dict()))
     else:
         model = CostModel.counted() if isinstance(cost, str) else cost
-    return lambda pattern: model.cost(plan_of([pattern], grid.layout, grid.block), grid.layout), model.to_dict()
+    tokens = grid.layout.tokens
+    # Over a dense head of the same sparse call: a budget is then a density, but for what short ranges add.
+    whole = model.cost(BlockMask.full(tokens, tokens, grid.block, grid.block), grid.layout)
+    return lambda pattern: model.cost(plan_of([pattern], grid.layout, grid.block), grid.layout) / whole, model.to_dict()
 
 
 def _timed(run: Generations, grid: Grid) -> CostModel:

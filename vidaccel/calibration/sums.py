@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Sums:
-    """Sums by name and place, all fp64 on the CPU; each grows in the order of the calls, so that it comes out alike.
+    """Sums by name and place, fp64 on the CPU; each grows in the order of the calls, so that it comes out alike.
 
     Names are ``EXPERT.KIND``, with the tensors of a kind stacked ``[bands, layers, ...]``.
     """
@@ -22,7 +22,7 @@ class Sums:
         parts[band, layer] = parts[band, layer] + value if (band, layer) in parts else value
 
     def stacked(self, bands: int, layers: dict[str, int]) -> dict[str, Tensor]:
-        """The sums as tensors, zero where nothing was measured.
+        """The sums as tensors, maps in fp32, zero where nothing was measured.
 
         Args:
             layers: attention layers of each expert.
@@ -32,5 +32,7 @@ class Sums:
             blank = torch.zeros_like(next(iter(parts.values())))
             places = [[parts.get((band, layer), blank) for layer in range(layers[name.split(".")[0]])]
                       for band in range(bands)]  # fmt: skip
-            found[name] = torch.stack([torch.stack(row) for row in places])
+            stacked = torch.stack([torch.stack(row) for row in places])
+            # Maps are large, and nobody adds up differences of theirs.
+            found[name] = stacked.float() if name.endswith(".mass") else stacked
         return found

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.made import Own
 from vidaccel.calibration.options import pruned
-from vidaccel.calibration.recorder import Grid
 from vidaccel.heads import HeadOption, HeadTable
 from vidaccel.patterns import Pattern, density_of
 from vidaccel.patterns.simple import Dense
@@ -65,8 +65,8 @@ class Measured:
         return cls(grid, bands, patterns, own, error, norm)
 
 
-def table_of(found: Measured, cost: Cost) -> HeadTable:
-    """The options of every head."""
+def table_of(found: Measured, cost: Cost, first_layers: Mapping[str, int]) -> HeadTable:
+    """The options of every head; those of layers before an expert's first sparse one have nothing but dense."""
     every: dict[Pattern, int] = {}
     facts: dict[Pattern, tuple[float, float]] = {Dense(): (1.0, 1.0)}
 
@@ -78,6 +78,8 @@ def table_of(found: Measured, cost: Cost) -> HeadTable:
     def head(expert: str, band: int, layer: int, index: int) -> tuple[HeadOption, ...]:
         whole = float(found.norm[expert][band, layer].sum()) or 1.0
         errors = (found.error[expert][band, layer, index] / whole).tolist()
+        if layer < first_layers[expert]:
+            return (option(Dense(), 0.0),)
         tried = zip(found.candidates(expert, band, layer, index), errors, strict=True)
         options = [option(pattern, error) for pattern, error in tried]
         return pruned([*(each for each in options if each.cost < 1), option(Dense(), 0.0)])

@@ -41,6 +41,7 @@ def plan(
     block: Annotated[int | None, typer.Option(help="Tile size in tokens.")] = None,
     density: Density = None,
     set_: Set = None,
+    layer: Annotated[int, typer.Option(min=0, help="Attention layer, for methods whose layers differ.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the block maps of distinct heads into a PNG.")] = None,
     json: Json = False,
 ) -> None:
@@ -48,9 +49,11 @@ def plan(
     if picture is not None and picture.suffix.lower() != ".png":
         raise ValueError(f"--picture {str(picture)!r} does not end in .png")
     with reserved_stdout():
-        make = _pattern_plan if method.startswith(PATTERN) else _method_plan
-        values, made = planned(method, make(method, family, set_ or [], density, block), family, grid, text_before,
-                               text_after, heads)  # fmt: skip
+        if method.startswith(PATTERN):
+            make = _pattern_plan(method, set_ or [], density, block)
+        else:
+            make = _method_plan(method, family, set_ or [], density, block, layer)
+        values, made = planned(method, make, family, grid, text_before, text_after, heads)
         if picture is not None:
             _draw(made, f"{method} on {values['grid']}", picture)
     if json:
@@ -91,7 +94,9 @@ def planned(
     }, made  # fmt: skip
 
 
-def _method_plan(name: str, family: str, set_: list[str], density: float | None, block: int | None) -> Make:
+def _method_plan(
+    name: str, family: str, set_: list[str], density: float | None, block: int | None, layer: int
+) -> Make:  # fmt: skip
     """How to plan with a method: options are read here, so that bad ones are refused before any work."""
     from vidaccel import methods
     from vidaccel.eval.sizes import plan_site
@@ -105,12 +110,13 @@ def _method_plan(name: str, family: str, set_: list[str], density: float | None,
             raise ValueError(
                 f"method {name!r} plans from a run's queries and keys; without a model: {', '.join(static)}"
             )
-        return dataclasses.asdict(method), method.plan(None, None, None, plan_site(layout), {})  # type: ignore[call-overload]
+        made = method.plan(None, None, None, plan_site(layout, layer + 1, layer), {})
+        return dataclasses.asdict(method), made  # type: ignore[call-overload]
 
     return make
 
 
-def _pattern_plan(name: str, family: str, set_: list[str], density: float | None, block: int | None) -> Make:
+def _pattern_plan(name: str, set_: list[str], density: float | None, block: int | None) -> Make:
     """How to plan with a pattern: as it is set, or the one of its family with a density."""
     from vidaccel import patterns
 

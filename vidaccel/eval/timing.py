@@ -40,7 +40,7 @@ def equal_time_steps(steps: int, fast: Sequence[Run], dense: Sequence[Run]) -> i
 
 def realised_density(summary: Summary) -> float | None:
     """Mean video density of the sparse calls of a run; None where it had none."""
-    mean = summary.tally.mean_density
+    mean = summary.tally.density
     return None if mean is None else mean.video_density
 
 

@@ -6,6 +6,7 @@ What the methods `svg` and `neighborhood` have in common.
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ MISSED = 0.02
 KEPT = 16
 LAYERS = 1 << 16
 """More than any model has."""
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +80,19 @@ class Sample:
     limit: int | None = None
     refresh: int | None = 1
 
-    def draw(self, site: Site) -> Tensor:
-        """The places of the queries in the sequence: int64 ``[rows]`` on the CPU, one from each of equal stretches.
+    def draw(self, site: Site, device: torch.device) -> Tensor:
+        """The places of the queries in the sequence: int64 ``[rows]``, one from each of equal stretches of the video.
 
         Drawn anew for each layer and step; heads and guidance branches share them.
         """
         layout = site.layout
         tokens = min(self.limit or layout.video_tokens, layout.video_tokens)
-        generator = torch.Generator().manual_seed(site.step * LAYERS + site.layer)
-        place = torch.arange(self.rows) + torch.rand(self.rows, generator=generator, dtype=torch.float64)
-        return layout.video_start + (place * tokens / self.rows).long().clamp(max=tokens - 1)
+        # Multiples of an irrational number, from a drawn start: made of numbers alone where the queries are, as a copy
+        # from the CPU would wait for a GPU.
+        start = random.Random(site.step * LAYERS + site.layer).random()
+        stretch = torch.arange(self.rows, device=device)
+        inside = (stretch * GOLDEN + start).frac()
+        return layout.video_start + ((stretch + inside) * (tokens / self.rows)).long().clamp(max=tokens - 1)
 
     def chosen(
         self, plans: Sequence[AttentionPlan], query: Tensor, key: Tensor, value: Tensor, site: Site,
@@ -103,7 +108,7 @@ class Sample:
         what = (site.layout, query.shape, query.device)
         due = self.refresh is not None and site.step - state.get("step", site.step) >= self.refresh
         if due or state.get("what") != what:
-            state["index"] = least_error(plans, query, key, value, self.draw(site), site.layout)
+            state["index"] = least_error(plans, query, key, value, self.draw(site, query.device), site.layout)
             state["step"], state["what"] = site.step, what
         index: Tensor = state["index"]
         return index
@@ -117,9 +122,10 @@ def least_error(
 
     Text after the video is left out: a part of it may be padding, and all plans keep the rest of it whole.
     """
-    lengths = torch.full((len(query),), layout.video_end, dtype=torch.int32, device=query.device)
-    scale = query.shape[-1] ** -0.5
-    errors = output_errors(query, key, value, rows, plans, scale=scale, key_lengths=lengths if layout.text_after else None)
+    lengths = None
+    if layout.text_after:
+        lengths = torch.full((len(query),), layout.video_end, dtype=torch.int32, device=query.device)
+    errors = output_errors(query, key, value, rows, plans, scale=query.shape[-1] ** -0.5, key_lengths=lengths)
     return errors.error.argmin(0).flatten()
 
 

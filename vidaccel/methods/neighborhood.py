@@ -1,8 +1,8 @@
 """Neighbourhood attention with a window of its own shape for each head, chosen online from sampled queries.
 
-Windows are those of generalised neighbourhood attention (arXiv 2504.16922) and, in tiles, of Sliding Tile Attention (STA,
-arXiv 2502.04507), which chooses among a few shapes for each head in a search of many prompts beforehand; its shapes and
-dense steps are the presets. Here each head's choice is measured while the clip is made.
+Windows are those of generalised neighbourhood attention (GNA, arXiv 2504.16922) and, in tiles, of Sliding Tile
+Attention (STA, arXiv 2502.04507), which chooses among a few shapes for each head in a search over many prompts
+beforehand; its shapes and dense steps are the presets. Here each head's choice is measured while the clip is made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.methods.candidates import Sample, candidates, check_block, check_count, note_of_density
-from vidaccel.patterns import Pattern, at_density, density_of
+from vidaccel.patterns import Pattern, at_density
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood, Sizes
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule
@@ -74,8 +74,8 @@ class NeighborhoodAttention(Method):
     Args:
         density: video density of all candidates, in (0, 1]; 0.25 if nothing else is given.
         window: one window for all heads instead, in tokens: "FRAMESxROWSxCOLUMNS".
-        tile: tokens that share a window, likewise; "1x1x1" gives each query its own, in natural order. By default the
-            tokens of one block, as near to a cube as the grid allows.
+        tile: tokens that share a window, likewise; "1x1x1" gives each query its own, in natural order. By default
+            candidates are both of these and of tiles of one block, see `cube`; a `window` is in natural order.
         block: tile size in tokens of queries and keys.
         rows: queries that heads' windows are measured on.
         refresh: steps that a head's choice is kept for; None is the whole run, with a preset one step.
@@ -113,7 +113,7 @@ class NeighborhoodAttention(Method):
         if len(given) > 1:
             raise ValueError(f"neighborhood takes one of {', '.join(self.alternatives)}, not {' and '.join(given)}")
         if self.preset is not None and self.tile is not None:
-            raise ValueError(f"preset {self.preset!r} has a tile of its own, not {self.tile}")
+            raise ValueError(f"preset {self.preset!r} has its own tile, not {self.tile}")
 
     @classmethod
     def for_family(cls, family: str, **options: Any) -> Method:
@@ -152,7 +152,7 @@ def cube(layout: TokenLayout, block: int) -> Sizes:
     """A tile of `block` tokens with sides as equal as powers of two and the grid let them be, the longest in time.
 
     In natural order a block is a piece of a row or two: what its queries keep together is far wider than the window of
-    each. Of a compact tile all queries are near, so a window of the same density reaches further.
+    each. In a compact tile all queries are near, so that a window of the same density reaches further.
     """
     grid, tile = (layout.frames, layout.height, layout.width), [1, 1, 1]
     while math.prod(tile) < block:
@@ -171,19 +171,23 @@ def windows_of(method: NeighborhoodAttention, layout: TokenLayout) -> tuple[tupl
     tiles = [TOKEN, cube(layout, method.block)] if method.tile is None else [sizes("tile", method.tile)]
     if method.window is not None:
         grid = (layout.frames, layout.height, layout.width)
-        shares = (min(1.0, k / n) for k, n in zip(sizes("window", method.window), grid, strict=True))
-        return (Neighborhood(*shares, tiles[0]),), ()
+        return (_window(sizes("window", method.window), grid, tiles[0]),), ()
     density = DENSITY if method.density is None else method.density
     found = _equal(density, tiles, layout, method.block)
-    furthest = max(found.values(), key=lambda reached: abs(reached - density))
-    return tuple(found), note_of_density("neighborhood", density, furthest, layout)
+    nearest = min(found.values(), key=lambda reached: abs(reached - density))
+    return tuple(found), note_of_density("neighborhood", density, nearest, layout)
 
 
 def _published(preset: Preset, layout: TokenLayout) -> tuple[Pattern, ...]:
-    shares = [[k / n for k, n in zip(window, preset.whole, strict=True)] for window in preset.windows]
+    windows = [_window(each, preset.whole, preset.tile) for each in preset.windows]
     # On a small grid different fractions round to one window.
-    windows = {each.window(layout): each for each in (Neighborhood(*each, preset.tile) for each in shares)}
-    return tuple(windows.values())
+    return tuple({each.window(layout): each for each in windows}.values())
+
+
+def _window(size: Sizes, whole: Sizes, tile: Sizes) -> Neighborhood:
+    """A window given as so much of a whole, cut to it."""
+    frames, rows, columns = (min(1.0, k / n) for k, n in zip(size, whole, strict=True))
+    return Neighborhood(frames, rows, columns, tile)
 
 
 def _equal(density: float, tiles: Sequence[Sizes], layout: TokenLayout, block: int) -> dict[Pattern, float]:

@@ -115,7 +115,7 @@ class Svg(Method):
         given = [name for name in ("density", "rows", "sink") if getattr(self, name) is not None]
         given += ["block"] if self.block != BLOCK else []
         if given:
-            raise ValueError(f"preset {self.preset!r} has a {given[0]} of its own, not {getattr(self, given[0])}")
+            raise ValueError(f"preset {self.preset!r} has its own {given[0]}, not {getattr(self, given[0])}")
 
     @classmethod
     def family_defaults(cls, family: str) -> dict[str, Any]:
@@ -139,9 +139,7 @@ class Svg(Method):
     ) -> AttentionPlan:
         assert query is not None and key is not None and value is not None
         layout, bands = site.layout, bands_of(self, site.layout)
-        run, judged = (
-            candidates(each, layout, self.block, query.device) for each in (bands.run, bands.judged)
-        )  # fmt: skip
+        run, judged = (candidates(each, layout, self.block, query.device) for each in (bands.run, bands.judged))
         preset = PRESETS[self.preset] if self.preset else None
         sample = Sample(self.rows or (preset.rows if preset else ROWS), preset.limit if preset else None, self.refresh)
         return run.picked(sample.chosen(judged.plans, query, key, value, site, state), bands.notes)
@@ -200,14 +198,15 @@ def band_width(tokens: int, text: int, density: float) -> float:
     Args:
         tokens: of the sequence, text included.
         text: of those.
-        density: of all pairs.
+        density: of all pairs, at most 1.
 
     Raises:
-        ValueError: the pairs of text alone are more.
+        ValueError: a density above 1, or one that the pairs of text alone exceed.
     """
     rest = density - 2 * text / tokens
-    if not 0 <= rest <= 1:
+    if not (rest >= 0 and density <= 1):
         raise ValueError(
-            f"density {density} leaves nothing for video: {text} of {tokens} tokens are text, which takes {1 - rest:.4f}"
+            f"density {density} is not from {2 * text / tokens:.4f}, which the pairs of {text} text tokens among "
+            f"{tokens} take, to 1"
         )
     return tokens * (1 - math.sqrt(1 - rest))

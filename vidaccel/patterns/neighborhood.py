@@ -75,19 +75,22 @@ class Neighborhood(Pattern):
         frames, height, _ = self.tiles(layout)
         starts = self._starts(layout)[2]
         begins = torch.cat([torch.ones(1, dtype=torch.bool), starts.diff() != 0])
-        yield from self._pieces(layout, begins.repeat(frames * height))
+        yield from self._pieces(layout, begins.repeat(frames * height), self._loops(layout, 1))
 
     def covering(self, layout: TokenLayout, block: int) -> Iterator[Tensor]:
         if self.tile != TOKEN:
             return self.rectangles(layout)
-        # Windows of neighbours in a row overlap: what those in one block keep together is one rectangle.
+        # Windows of neighbours in a row overlap: what those in one block keep together is one rectangle. Rows and
+        # frames with less than a block between them make one, too, as no block lies in the gap.
         token = torch.arange(layout.video_tokens)
-        return self._pieces(layout, (token % layout.width == 0) | ((token + layout.video_start) % block == 0))
+        begins = (token % layout.width == 0) | ((token + layout.video_start) % block == 0)
+        return self._pieces(layout, begins, self._loops(layout, block))
 
-    def _pieces(self, layout: TokenLayout, begins: Tensor) -> Iterator[Tensor]:
+    def _pieces(self, layout: TokenLayout, begins: Tensor, loops: Sizes) -> Iterator[Tensor]:
         """Rectangles of runs of tiles, each within one row of tiles: bool ``[tiles]`` says where a run begins.
 
-        One tensor for each frame and row of the window, so that none is larger than the number of runs.
+        One tensor for each of the window's frames and rows that `loops` takes one by one, see `_loops`: none is larger
+        than the number of runs.
         """
         (_, height, width), window, edges = self.tiles(layout), self.window(layout), self._edges(layout)
         first = begins.nonzero().flatten()
@@ -95,18 +98,23 @@ class Neighborhood(Pattern):
         in_frames, in_height, in_width = self._starts(layout)
         top = in_frames[first // (height * width)] * height + in_height[first // width % height]
         left, right = in_width[first % width], in_width[last % width] + window[2]
-        frames, rows, together = self._loops(layout)
+        frames, rows, together = loops
         for frame, row in itertools.product(range(frames), range(rows)):
             start = (top + frame * height + row) * width
             end = start + (together - 1) * width + right
             yield torch.stack([edges[first], edges[last + 1], edges[start + left], edges[end]], dim=1)
 
-    def _loops(self, layout: TokenLayout) -> Sizes:
-        """Frames and rows of the window that are not side by side, and rows that are: those of a whole axis."""
+    def _loops(self, layout: TokenLayout, least: int) -> Sizes:
+        """Frames and rows of the window that are taken one by one, and rows that are taken as one range of tiles.
+
+        Those with a gap of fewer than `least` tiles are taken as one: of 1, those of a whole axis.
+        """
         (frames, rows, columns), (_, height, width) = self.window(layout), self.tiles(layout)
-        if columns < width:
+        if width - columns >= least:
             return frames, rows, 1
-        return (frames, 1, rows) if rows < height else (1, 1, frames * rows)
+        if (height - rows) * width + width - columns >= least:
+            return frames, 1, rows
+        return 1, 1, (frames - 1) * height + rows
 
     def _starts(self, layout: TokenLayout) -> list[Tensor]:
         """Along each axis the first tile of every tile's window, int64."""
