@@ -61,13 +61,29 @@ def quick(family: str, work: Path) -> None:
     evaluate(out, family, settings([*METHODS[1:], "random"], quick=True, baselines=False))
 
 
-def finalists(family: str, work: Path, methods: list[str]) -> None:
-    """All held-out prompts, decoded."""
-    evaluate(work / "finalists" / family, family, settings(methods, baselines=False))
+def finalists(family: str, work: Path) -> None:
+    """The profile and at each density the best other method of the quick part: all held-out prompts, decoded."""
+    entries: list[Any] = ["head_profile"]
+    for density, name in best_others(work / "quick" / family).items():
+        entries.append({"name": name, "block": BLOCK, "density": density})
+    evaluate(work / "finalists" / family, family, {**settings([]), "method": entries, "baselines": False})
+
+
+def best_others(folder: Path) -> dict[float, str]:
+    """By density the method, besides head_profile and random, whose latents are nearest to dense in the mean."""
+    found = rows(folder)
+    means = {
+        key: statistics.mean(each["metrics"]["latent_snr"] for each in records)
+        for key, records in found.items()
+        if key[0] in METHODS[1:]
+    }
+    return {
+        density: max((value, name) for (name, at), value in means.items() if at == density)[1] for density in DENSITIES
+    }
 
 
 def transfer(family: str, work: Path) -> None:
-    """At the smaller trained size: a profile made there, and that of the larger one."""
+    """At the smaller trained size, 4 prompts, latents: a profile made there, and that of the larger one."""
     own = work / f"{family}-small.json"
     if not own.exists():
         command = ["profile", "--model", f"miniature:{family}", "--prompts", str(CALIBRATION), "--out", str(own),
@@ -75,7 +91,7 @@ def transfer(family: str, work: Path) -> None:
         size = [f"--{name}={value}" for name, value in SMALL.items()]
         subprocess.run([sys.executable, "-m", "vidaccel.cli", *command, *size], check=True)
     methods = [{"name": "head_profile", "profile": name} for name in (str(own), f"miniature:{family}")]
-    values = {**settings([]), "method": methods, "baselines": False, **SMALL}
+    values = {**settings([]), "method": methods, "baselines": False, "quick": True, **SMALL}
     evaluate(work / "transfer" / family, family, values)
 
 
@@ -85,41 +101,80 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def rows(folder: Path) -> dict[tuple[str, float | None], list[dict[str, Any]]]:
-    """The records of an eval by label and density."""
+    """The records of an eval by label and density; a baseline is labelled as such, a profile of another size too."""
     found: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
     for record in read_records(folder):
-        found.setdefault((record["label"].partition("(")[0], record["requested_density"]), []).append(record)
+        label = record["label"].partition("(")[0]
+        if record["baseline"]:
+            label = record["baseline"]["kind"]
+        elif "-small.json" in record["label"]:
+            label = "made there"
+        found.setdefault((label, record["requested_density"]), []).append(record)
     return found
 
 
-def lines(part: str, family: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """A line for each row, then one for each paired comparison of the profile with another method."""
-    found = rows(folder)
+def means(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the cells of a row, of what they have."""
+    metrics = {name: [each["metrics"].get(name) for each in records] for name in METRICS}
+    realised = [each["density"]["video_density"] for each in records if each["density"]]
+    found = {name: statistics.mean(values) for name, values in metrics.items() if values and None not in values}
+    return {"prompts": len(records), **found, "video_density": statistics.mean(realised) if realised else None}
+
+
+def compared(
+    found: dict[tuple[str, float | None], list[dict[str, Any]]], first: str = "head_profile"
+) -> Iterator[dict[str, Any]]:
+    """Paired comparisons of one row with every other of its density, in every metric that both have."""
     for (label, density), records in found.items():
-        metrics = {name: [each["metrics"].get(name) for each in records] for name in METRICS}
-        means = {name: statistics.mean(values) for name, values in metrics.items() if None not in values}
-        realised = [each["density"]["video_density"] for each in records if each["density"]]
-        yield {"part": part, "family": family, "method": label, "density": density, "prompts": len(records), **means,
-               "video_density": statistics.mean(realised) if realised else None}  # fmt: skip
-    for density, other in itertools.product(DENSITIES, [*METHODS[1:], "random"]):
+        if label == first or (first, density) not in found:
+            continue
         for metric in METRICS:
-            pair = [found.get((name, density), []) for name in ("head_profile", other)]
-            if all(each and each[0]["metrics"].get(metric) is not None for each in pair):
+            pair = (found[first, density], records)
+            if len(records) > 1 and all(each["metrics"].get(metric) is not None for part in pair for each in part):
                 result = compare_rows(*pair, metric)
-                yield {"part": part, "family": family, "density": density, "metric": metric, "against": other,
-                       **vars(result), "verdict": result.verdict}  # fmt: skip
+                yield {"density": density, "metric": metric, "first": first, "against": label, **vars(result),
+                       "verdict": result.verdict}  # fmt: skip
 
 
 def report(work: Path) -> None:
-    """Print and record everything that DIR holds."""
-    for part, family in itertools.product(("quick", "finalists"), FAMILIES):
+    """Record everything that DIR holds, and print it as Markdown."""
+    for part, family in itertools.product(("quick", "finalists", "transfer"), FAMILIES):
         folder = work / part / family
-        if folder.exists():
-            records = read_records(folder)
-            where = {name: records[0][name] for name in ("created", "git", "device", "versions")}
-            for line in lines(part, family, folder):
-                print(json.dumps(line))
-                append_line(RESULTS, {"benchmark": "static_masks", **line} | where)
+        if not (folder / RECORDS).exists():
+            continue
+        found, records = rows(folder), read_records(folder)
+        where = {name: records[0][name] for name in ("created", "git", "device", "versions")}
+        shared = {"benchmark": "static_masks", "part": part, "family": family}
+        for (label, density), cells in found.items():
+            append_line(RESULTS, {**shared, "method": label, "density": density, **means(cells)} | where)
+        pairs = list(compared(found))
+        for pair in pairs:
+            append_line(RESULTS, shared | pair | where)
+        print(f"\n### {part}, {family}\n\n{table(found)}\n")
+        for pair in pairs:
+            print(f"- density {pair['density']}, {pair['metric']}: head_profile minus {pair['against']} "
+                  f"{pair['mean']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f}), {pair['verdict']}")  # fmt: skip
+
+
+def table(found: dict[tuple[str, float | None], list[dict[str, Any]]]) -> str:
+    """A Markdown table: a line for each method, a column for each density, with the realised one where it differs."""
+    labels = dict.fromkeys(label for label, density in found if density is not None)
+    shown = [name for name in METRICS if any(name in means(cells) for cells in found.values())]
+    lines = [f"| {' | '.join(['method', *(f'{density:g}' for density in DENSITIES)])} |", "|---" * 5 + "|"]
+    for label in labels:
+        cells = [_cell(found.get((label, density)), density, shown) for density in DENSITIES]
+        lines.append(f"| {' | '.join([label, *cells])} |")
+    return "\n".join([f"({', '.join(shown)})", "", *lines])
+
+
+def _cell(records: list[dict[str, Any]] | None, density: float, shown: list[str]) -> str:
+    if not records:
+        return "-"
+    values = means(records)
+    text = " / ".join(f"{values[name]:.3f}" if name in ("ssim", "st_lpips") else f"{values[name]:.1f}"
+                      for name in shown if name in values)  # fmt: skip
+    realised = values["video_density"]
+    return text + (f" ({realised:.2f})" if realised is not None and abs(realised - density) > 0.015 else "")
 
 
 def main() -> None:
@@ -128,16 +183,13 @@ def main() -> None:
     parser.add_argument("part", choices=("quick", "finalists", "transfer", "report"))
     parser.add_argument("family", choices=FAMILIES, nargs="?")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
     options = parser.parse_args()
     if options.part == "report":
         report(options.work)
     elif options.family is None:
         parser.error(f"{options.part} needs a family")
-    elif options.part == "finalists":
-        finalists(options.family, options.work, options.methods)
     else:
-        {"quick": quick, "transfer": transfer}[options.part](options.family, options.work)
+        {"quick": quick, "finalists": finalists, "transfer": transfer}[options.part](options.family, options.work)
 
 
 if __name__ == "__main__":

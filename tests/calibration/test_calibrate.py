@@ -176,6 +176,15 @@ def test_where_the_projection_cannot_be_read() -> None:
     assert family.output_projection(pipe.transformer, 0) is None
 
 
+def test_a_lora_hides_no_projection() -> None:
+    peft = pytest.importorskip("peft")
+    transformer = tiny_wan().transformer
+    weight = transformer.blocks[1].attn1.to_out[0].weight
+    transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_out.0"]))
+    found = vidaccel.pipelines.family_of(transformer).output_projection(transformer, 1)
+    assert found is not None and torch.equal(found, weight)
+
+
 def test_projections_of_both_kinds_of_blocks() -> None:
     pipe = tiny_hunyuanvideo()
     family = vidaccel.pipelines.family_of(pipe.transformer)

@@ -18,6 +18,7 @@ import torch
 from tests.calibration.cases import PROMPTS, calibrated
 from tests.tiny import tiny_wan
 from vidaccel.calibration.work import SETTINGS, Work
+from vidaccel.costs import CostModel
 
 CHILD = """
 import sys, torch
@@ -126,6 +127,21 @@ def test_files_of_other_settings_among_ours(tmp_path: Path) -> None:
     (tmp_path / "b" / "prompt-000.safetensors").write_bytes((tmp_path / "a" / "prompt-000.safetensors").read_bytes())
     with pytest.raises(ValueError, match="is of other settings"):
         second.load(0)
+
+
+def test_the_kernel_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def measured(*given: Any) -> CostModel:
+        asked.append(given)
+        return CostModel(per_range=300.0, source="timed")
+
+    monkeypatch.setattr(CostModel, "measured", measured)
+    first = calibrated(tiny_wan(), work=tmp_path, library="svg", cost="measured")
+    assert calibrated(tiny_wan(), work=tmp_path, library="svg", cost="measured") == first
+    # Two heads of 64, blocks of 16, and 32 of those at least.
+    assert asked == [(torch.device("cpu"), torch.float32, 2, 64, 16, 512)]
+    assert first.calibration is not None and first.calibration["cost"]["source"] == "timed"
 
 
 def test_what_is_noted_first_stays(tmp_path: Path) -> None:
