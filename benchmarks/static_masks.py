@@ -61,12 +61,12 @@ def quick(family: str, work: Path) -> None:
     evaluate(out, family, settings([*METHODS[1:], "random"], quick=True, baselines=False))
 
 
-def finalists(family: str, work: Path) -> None:
+def finalists(family: str, work: Path, densities: list[float]) -> None:
     """The profile and at each density the best other method of the quick part: all held-out prompts, decoded."""
-    entries: list[Any] = ["head_profile"]
-    for density, name in best_others(work / "quick" / family).items():
-        entries.append({"name": name, "block": BLOCK, "density": density})
-    evaluate(work / "finalists" / family, family, {**settings([]), "method": entries, "baselines": False})
+    best = best_others(work / "quick" / family)
+    others = [{"name": best[density], "block": BLOCK, "density": density} for density in densities]
+    values = {"method": ["head_profile", *others], "density": densities, "baselines": False}
+    evaluate(work / "finalists" / family, family, {**settings([]), **values})
 
 
 def best_others(folder: Path) -> dict[float, str]:
@@ -183,13 +183,16 @@ def main() -> None:
     parser.add_argument("part", choices=("quick", "finalists", "transfer", "report"))
     parser.add_argument("family", choices=FAMILIES, nargs="?")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--density", type=float, nargs="+", default=list(DENSITIES), help="of the finalists")
     options = parser.parse_args()
     if options.part == "report":
         report(options.work)
     elif options.family is None:
         parser.error(f"{options.part} needs a family")
+    elif options.part == "finalists":
+        finalists(options.family, options.work, options.density)
     else:
-        {"quick": quick, "finalists": finalists, "transfer": transfer}[options.part](options.family, options.work)
+        {"quick": quick, "transfer": transfer}[options.part](options.family, options.work)
 
 
 if __name__ == "__main__":

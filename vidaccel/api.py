@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -108,6 +109,30 @@ def disable(target: Any) -> None:
         session = module.__dict__.get(ATTRIBUTE)
         if session is not None:
             session.detach()
+
+
+@contextlib.contextmanager
+def set_aside(pipe: Any) -> Iterator[None]:
+    """A pipeline without what is enabled on it and without its own progress bar; both come back after the block.
+
+    Raises:
+        ValueError: `pipe` has no video transformer.
+    """
+    found = {id(old): old for module in experts(pipe).values() if (old := module.__dict__.get(ATTRIBUTE))}
+    bar: dict[str, Any] | None = pipe.__dict__.get("_progress_bar_config")
+    for session in found.values():
+        session.detach()
+    pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
+    try:
+        yield
+    finally:
+        disable(pipe)
+        for session in found.values():
+            session.attach()
+        if bar is None:
+            del pipe._progress_bar_config
+        else:
+            pipe.set_progress_bar_config(**bar)
 
 
 def summary(target: Any) -> Summary:

@@ -115,7 +115,7 @@ class BlockMask:
         starts = ends - counts[index]
         offsets = self.offsets[index] - self.offsets[index, :1] + starts[:, None]
         # Room for the most that any pick can need where their number would be waited for.
-        capacity = int(ends[-1]) if ends.device.type == "cpu" else len(index) * len(self.ranges)
+        capacity = int(ends[-1]) if ends.device.type == "cpu" else len(index) * self.most_ranges
         place = torch.arange(capacity, dtype=torch.int32, device=ends.device)
         lane = torch.searchsorted(ends, place, right=True).clamp_(max=len(index) - 1)
         source = (self.offsets[index[lane], 0] + place - starts[lane]).clamp_(max=len(self.ranges) - 1)
@@ -132,6 +132,13 @@ class BlockMask:
             return self.key_block
         used = max(1, int(self.offsets[-1, -1]))
         return max(1, int((self.ranges[:, 1] - self.ranges[:, 0]).sum()) // used)
+
+    @cached_property
+    def most_ranges(self) -> int:
+        """No pattern has more ranges. A mask that was made on a GPU has all of them, as counting would wait."""
+        if self.offsets.device.type != "cpu":
+            return len(self.ranges)
+        return int((self.offsets[:, -1] - self.offsets[:, 0]).max())
 
     @property
     def patterns(self) -> int:
@@ -156,7 +163,7 @@ class BlockMask:
         if device not in self._copies:
             offsets, ranges = self.offsets.to(device), self.ranges.to(device)
             copy = dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
-            copy.__dict__["range_length"] = self.range_length
+            copy.__dict__ |= {"range_length": self.range_length, "most_ranges": self.most_ranges}
             self._copies[device] = copy
         return self._copies[device]
 

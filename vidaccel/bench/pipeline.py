@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vidaccel.api import set_aside
 from vidaccel.bench.measure import Spans
 from vidaccel.bench.share import attention_timed, limit
 from vidaccel.eval.compare import Comparison, Progress, compare, counting
 from vidaccel.eval.evidence import describe, generation_settings
 from vidaccel.eval.record import Captured
-from vidaccel.eval.runner import LATENT, Runner, set_aside
+from vidaccel.eval.runner import LATENT, Runner
 from vidaccel.eval.timing import timing
 
 

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from vidaccel.api import set_aside
 from vidaccel.methods import Method
 from vidaccel.pipelines import experts
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule
-from vidaccel.session import ATTRIBUTE, Layer, Session, Setting
+from vidaccel.session import Layer, Session, Setting
 from vidaccel.site import Site
 
 Watch = Callable[[Site, Tensor, Tensor, Tensor, Tensor | None], None]
@@ -54,23 +55,10 @@ def watched(pipe: Any, watch: Watch) -> Iterator[None]:
     Raises:
         ValueError: no family supports the pipeline, or its processors are not diffusers' own.
     """
-    modules = experts(pipe)
-    found = {id(old): old for module in modules.values() if (old := module.__dict__.get(ATTRIBUTE)) is not None}
-    bar: dict[str, Any] | None = pipe.__dict__.get("_progress_bar_config")
-    for session in found.values():
-        session.detach()
-    pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
-    try:
-        session = ProbeSession(pipe, modules, watch)
+    with set_aside(pipe):
+        session = ProbeSession(pipe, experts(pipe), watch)
         session.attach()
         try:
             yield
         finally:
             session.detach()
-    finally:
-        for session in found.values():
-            session.attach()
-        if bar is None:
-            del pipe._progress_bar_config
-        else:
-            pipe.set_progress_bar_config(**bar)

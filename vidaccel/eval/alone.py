@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from vidaccel.api import set_aside
 from vidaccel.eval.compare import Progress, counting
 from vidaccel.eval.evidence import describe, generation_settings
 from vidaccel.eval.record import Record
-from vidaccel.eval.runner import WARMUP_STEPS, Run, Runner, set_aside
+from vidaccel.eval.runner import WARMUP_STEPS, Run, Runner
 
 FILES = {"dense": "dense.mp4"}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from vidaccel.eval.runner import set_aside
+from vidaccel.api import set_aside
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines import experts
 

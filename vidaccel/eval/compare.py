@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import vidaccel
+from vidaccel.api import set_aside
 from vidaccel.eval.metrics import compare_videos
-from vidaccel.eval.runner import WARMUP_STEPS, OnSteps, Run, Runner, attached, set_aside
+from vidaccel.eval.runner import WARMUP_STEPS, OnSteps, Run, Runner, attached
 from vidaccel.summary import Summary
 
 Progress = Callable[[str, int, int], None]

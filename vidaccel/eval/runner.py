@@ -14,10 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import vidaccel
-from vidaccel.pipelines import experts
 from vidaccel.schedule import Schedule
-from vidaccel.session import ATTRIBUTE, Session
+from vidaccel.session import Session
 
 WARMUP_STEPS = 2
 LATENT = "latent"
@@ -117,26 +115,6 @@ def attached(session: Session) -> Iterator[None]:
         yield
     finally:
         session.detach()
-
-
-@contextlib.contextmanager
-def set_aside(pipe: Any) -> Iterator[None]:
-    """The pipeline without what is enabled on it and without its own progress bar; both come back."""
-    found = {id(old): old for module in experts(pipe).values() if (old := module.__dict__.get(ATTRIBUTE))}
-    bar: dict[str, Any] | None = pipe.__dict__.get("_progress_bar_config")
-    for session in found.values():
-        session.detach()
-    pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
-    try:
-        yield
-    finally:
-        vidaccel.disable(pipe)
-        for session in found.values():
-            session.attach()
-        if bar is None:
-            del pipe._progress_bar_config
-        else:
-            pipe.set_progress_bar_config(**bar)
 
 
 def _array(latents: Any) -> NDArray[np.float32] | None:

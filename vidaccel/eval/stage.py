@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Any
 
 import vidaccel
+from vidaccel.api import set_aside
 from vidaccel.eval import env
 from vidaccel.eval.cells import Cell, random_options
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.evidence import describe
 from vidaccel.eval.metrics import compare_videos
 from vidaccel.eval.record import CellRecord
-from vidaccel.eval.runner import LATENT, Run, Runner, attached, set_aside
+from vidaccel.eval.runner import LATENT, Run, Runner, attached
 from vidaccel.eval.settings import DENSE, FEWER_STEPS, RANDOM
 from vidaccel.eval.sources import SHOWN
 from vidaccel.eval.store import CLIP, PREVIEW, Store, reference_name

@@ -1,7 +1,7 @@
-"""The profile in a miniature's folder: ``python miniatures/training/profile.py --model wan --work DIR``.
+"""The profile in a miniature's folder: ``python miniatures/training/calibrate.py --model wan --work DIR``.
 
-Calibrates every head on the prompts of benchmarks/prompts/calibration.txt, which show nothing that is held out, for video
-densities as such: a CPU's times say little about a GPU's. Goes on in DIR after a kill.
+Calibrates every head on the prompts of benchmarks/prompts/calibration.txt, which show nothing that is held out, for
+video densities as such: a CPU's times say little about a GPU's. Goes on in DIR after a kill.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
             work=options.work, progress=advance, generation_kwargs=call,
         )  # fmt: skip
     # A miniature is there to be measured sparse, whether that pays at its size or not.
-    profile = dataclasses.replace(profile, min_tokens=0, source="miniatures/training/profile.py")
+    profile = dataclasses.replace(profile, min_tokens=0, source="miniatures/training/calibrate.py")
     profile.save(miniature.miniature_path(options.model) / FILE)
 
 
