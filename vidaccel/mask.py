@@ -163,7 +163,7 @@ class BlockMask:
         if device not in self._copies:
             offsets, ranges = self.offsets.to(device), self.ranges.to(device)
             copy = dataclasses.replace(self, offsets=offsets, ranges=ranges, _copies={})
-            copy.__dict__ |= {"range_length": self.range_length, "most_ranges": self.most_ranges}
+            copy.__dict__.update(range_length=self.range_length, most_ranges=self.most_ranges)
             self._copies[device] = copy
         return self._copies[device]
 
