@@ -368,3 +368,17 @@ def test_training_goes_through_the_stock_processor(pipe):
     with vidaccel.enable(transformer, "radial", block=16, num_inference_steps=4, **SPARSE) as session:
         transformer(hidden_states=states, **call)[0].sum().backward()
     assert states.grad is not None and session.summary().to_dict()["calls"] == {"sparse": 0, "dense": 0}
+
+
+def test_calls_that_the_method_planned_dense_count_in_its_density():
+    from vidaccel.plan import AttentionPlan, BlockMask
+    from vidaccel.summary import Tally
+
+    tally, layout = Tally(), vidaccel.TokenLayout(2, 4, 4)
+    blocks = torch.eye(2, dtype=torch.bool)[None]
+    half = AttentionPlan(BlockMask.from_blocks(blocks, 16, 16, 32, 32))
+    tally.count_sparse(half, half.densities(layout), "cpu")
+    tally.count_dense("in first steps")
+    assert tally.density.video_density == 0.5
+    tally.count_dense("as planned", planned=True)
+    assert tally.density.video_density == 0.75 and tally.all_calls == pytest.approx(2.5 / 3)

@@ -234,7 +234,9 @@ class Session:
                 self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, device))
                 return Mode.STATIC
             reason = f"as {self.setting.method.name} planned"
-        self._tally.count_dense(reason)
+            self._tally.count_dense(reason, planned=True)
+        else:
+            self._tally.count_dense(reason)
         return Mode.DENSE
 
     def attend(
@@ -266,7 +268,9 @@ class Session:
                 out = self._sparse(layer, plan, query, key, value, key_lengths)
                 return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
             reason = f"as {self.setting.method.name} planned"
-        self._tally.count_dense(reason)
+            self._tally.count_dense(reason, planned=True)
+        else:
+            self._tally.count_dense(reason)
         return layer.processor.dense(query, key, value, key_lengths), f"dense {reason}"
 
     def _check_place(self, layer: Layer, query: Tensor) -> None:

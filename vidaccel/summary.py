@@ -20,6 +20,8 @@ class Tally:
     sparse: int = 0
     dense: dict[str, int] = field(default_factory=dict)
     """Dense calls by reason."""
+    whole: int = 0
+    """Of the dense calls, those that the method planned so."""
     total: Tensor | None = None
     """Sum of the sparse calls' `AttentionPlan.densities`; on a GPU it waits there until someone asks."""
     mask: BlockMask | None = None
@@ -38,9 +40,10 @@ class Tally:
         if text not in self.notes:
             self.notes.append(text)
 
-    def count_dense(self, reason: str) -> None:
-        """Count one dense call."""
+    def count_dense(self, reason: str, planned: bool = False) -> None:
+        """Count one dense call; `planned` where the method chose it, so that its density counts as the method's."""
         self.dense[reason] = self.dense.get(reason, 0) + 1
+        self.whole += planned
 
     def note_slower(self, share: float, source: str) -> None:
         """Remember that a sparse call would have taken `share` of the dense call's time, by the model of `source`."""
@@ -67,8 +70,10 @@ class Tally:
 
     @property
     def density(self) -> Density | None:
-        """Mean over the sparse calls."""
-        return None if self.total is None else Density(*(self.total / self.sparse).tolist())
+        """Mean over the calls that were left to the method, those included that it planned dense."""
+        if self.total is None:
+            return None
+        return Density(*((self.total + self.whole) / (self.sparse + self.whole)).tolist())
 
     @property
     def all_calls(self) -> float:
@@ -156,7 +161,7 @@ class Summary:
         ]
         if (density := tally.density) is not None:
             lines.append(
-                f"video density {density.video_density:.4f} in sparse calls; the run's attention did "
+                f"video density {density.video_density:.4f} where the method chose; the run's attention did "
                 f"{tally.all_calls:.4f} of the dense work"
             )
         if (error := tally.error) is not None:
