@@ -130,6 +130,15 @@ def test_another_grid_is_used_and_its_density_told(saved):
     assert f"{here:.4f} on 9x12x20" in plan.notes[0] and f"{there:.4f}" in plan.notes[0]
 
 
+def test_cells_of_another_grid_are_told():
+    made = HeadProfile("miniature:wan", density=0.3)
+    there, elsewhere = TokenLayout(13, 9, 13), TokenLayout(13, 6, 9)
+    sites = [Site(2, 4, 10, 20, "cond", "transformer", layout) for layout in (there, elsewhere)]
+    notes = [made.plan(None, None, None, site, {}).notes for site in sites]
+    assert not any("calibrated on" in note for note in notes[0])
+    assert "calibrated on 13x9x13; on 13x6x9" in notes[1][0]
+
+
 def test_another_block_is_used(saved):
     plan = HeadProfile(str(saved), block=32).plan(None, None, None, at(0, 0), {})
     assert same(plan, plan_of((THIN, WIDE), LAYOUT, 32)) and plan.notes

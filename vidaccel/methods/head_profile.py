@@ -17,6 +17,7 @@ from vidaccel.heads import HeadTable, Picks, band_of, check_block
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method, ModelFacts
 from vidaccel.patterns import Pattern, density_of, plan_of
+from vidaccel.patterns.cells import Cells
 from vidaccel.plan import AttentionPlan
 from vidaccel.profile import Profile
 from vidaccel.site import Site
@@ -190,6 +191,10 @@ class HeadProfile(Method):
         if site.steps is None and len(table.bands) > 1:
             yield (f"head_profile: the number of steps is unknown, so that all have the patterns of the first "
                    f"{table.bands[0]:.0%} of a run: pass num_inference_steps")  # fmt: skip
+        grid = (self.chosen.profile.calibration or {}).get("grid", str(site.layout))
+        if grid != str(site.layout) and any(isinstance(each, Cells) for each in self.patterns(site)):
+            yield (f"head_profile: calibrated on {grid}; on {site.layout} masks of heads' own keep far less: "
+                   "calibrate at this size")  # fmt: skip
         made, here = table.predicted(self.chosen.picks)["density"], self._density(site.layout)
         if abs(here - made) > COARSE:
             yield (f"head_profile: the chosen patterns have a video density of {here:.4f} on {site.layout}; on the "
