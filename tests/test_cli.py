@@ -411,14 +411,6 @@ def test_generate_of_a_family_without_sparse_attention(other: str, tmp_path: Pat
     assert values["sparse"] is None and frames_of(tmp_path / "clip.mp4").shape == (17, 64, 96, 3)
 
 
-@pytest.mark.parametrize("name", ["wan", "hunyuanvideo", "cogvideox"])
-def test_demo_runs_what_the_miniature_s_profile_says(name: str) -> None:
-    from vidaccel.cli.demo import _own_method
-    from vidaccel.cli.loading import identify
-
-    assert _own_method(identify(f"miniature:{name}")) == "head_profile"
-
-
 def test_demo_of_a_supported_family_can_be_dense(miniature: Path, tmp_path: Path) -> None:
     result = run("demo", "--method", "dense", "--out", tmp_path, "--steps", 2, "--repeats", 1)
     assert result.exit_code == 0, result.output

@@ -26,7 +26,7 @@ def demo(
     prompt: Annotated[str | None, typer.Option(help="What to show; miniatures know moving shapes.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     method: Annotated[
-        str | None, typer.Option(help="A method, or dense; by default that of the miniature's profile.")
+        str | None, typer.Option(help="A method, or dense; radial by default, dense where the model knows no other.")
     ] = None,
     density: Density = None,
     set_: Set = None,
@@ -37,7 +37,7 @@ def demo(
     """Run a small video pipeline dense and fast from the same seed, and write videos, figures and a page."""
     with reserved_stdout(), staged_folder(out) as folder:
         known = _miniature(model)
-        method = method or _own_method(known)
+        method = method or (METHOD if known.family else DENSE)
         if method == DENSE:
             if density is not None or set_:
                 raise ValueError(f"a dense run of {model} takes no --density and no --set")
@@ -50,14 +50,6 @@ def demo(
         print_json(record)
     else:
         _show(record, out)
-
-
-def _own_method(model: Model) -> str:
-    """What the miniature's profile says, else radial; dense where its family is not supported."""
-    from vidaccel import profile
-
-    found = profile.find(model.path)
-    return DENSE if not model.family else found.method if found else METHOD
 
 
 def _miniature(name: str) -> Model:
