@@ -20,8 +20,6 @@ from vidaccel.plan import AttentionPlan
 from vidaccel.planning.sampled import output_errors
 from vidaccel.site import Site
 
-MISSED = 0.02
-"""Distance from the density asked for from which the notes say so: masks of small grids change in large jumps."""
 KEPT = 16
 LAYERS = 1 << 16
 """More than any model has."""
@@ -127,30 +125,3 @@ def least_error(
         lengths = torch.full((len(query),), layout.video_end, dtype=torch.int32, device=query.device)
     errors = output_errors(query, key, value, rows, plans, scale=query.shape[-1] ** -0.5, key_lengths=lengths)
     return errors.error.argmin(0).flatten()
-
-
-def note_of_density(method: str, asked: float, reached: float, layout: TokenLayout) -> tuple[str, ...]:
-    """What the user should know where the nearest density of a grid is not near."""
-    if abs(reached - asked) <= MISSED:
-        return ()
-    return (f"{method}: density {asked:g} was asked for; the nearest on {layout} is {reached:.4f}",)
-
-
-def check_block(block: int) -> None:
-    """Refuse a tile size that kernels do not take.
-
-    Raises:
-        ValueError: not a power of two of at least 16.
-    """
-    if block < 16 or block & (block - 1):
-        raise ValueError(f"block {block} is not a power of two of at least 16 tokens")
-
-
-def check_count(name: str, count: int | None) -> None:
-    """Refuse a number of rows or steps that is none; None is one not given.
-
-    Raises:
-        ValueError: under 1.
-    """
-    if count is not None and count < 1:
-        raise ValueError(f"{name} {count} is not a whole number of at least 1")

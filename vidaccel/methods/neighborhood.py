@@ -18,7 +18,8 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.methods.candidates import Sample, candidates, check_block, check_count, note_of_density
+from vidaccel.methods.candidates import Sample, candidates
+from vidaccel.methods.checks import check_block, check_count, check_density, note_of_density
 from vidaccel.patterns import Pattern, at_density
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood, Sizes
 from vidaccel.plan import AttentionPlan
@@ -99,8 +100,7 @@ class NeighborhoodAttention(Method):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.density is not None and not 0 < self.density <= 1:
-            raise ValueError(f"density {self.density} is outside (0, 1]")
+        check_density(self.density)
         check_block(self.block)
         check_count("rows", self.rows)
         check_count("refresh", self.refresh)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
+from vidaccel.methods.checks import check_block, check_density, note_of_density
 from vidaccel.patterns.cover import video_density
 from vidaccel.patterns.radial import SPLIT, Shape, frame_widths, radial_blocks
 from vidaccel.plan import AttentionPlan, BlockMask
@@ -25,8 +26,6 @@ SINK_FAMILIES = ("wan",)
 """Families whose upstream mask keeps all of the first frame's keys."""
 UPSTREAM_BLOCK = 128
 SOLVER_STEPS = 18
-COARSE = 0.02
-"""Miss of a density target from which the notes say so: a small grid's mask changes in large jumps."""
 
 __all__ = ["Radial", "Shape", "frame_widths", "radial_blocks"]
 
@@ -61,14 +60,12 @@ class Radial(Method):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.density is not None and not 0 < self.density <= 1:
-            raise ValueError(f"density {self.density} is outside (0, 1]")
+        check_density(self.density)
         if self.decay is not None and not 0 <= self.decay < math.inf:
             raise ValueError(f"decay {self.decay} is not a number of at least 0")
         if self.decay is not None and self.density is not None:
             raise ValueError("radial takes a decay or a density that it solves the decay for, not both")
-        if self.block < 16 or self.block & (self.block - 1):
-            raise ValueError(f"block {self.block} is not a power of two of at least 16 tokens")
+        check_block(self.block)
         if self.preset not in (None, "upstream"):
             raise ValueError(f"preset {self.preset!r} is not 'upstream', the only one")
         if self.split < 1:
@@ -95,8 +92,8 @@ class Radial(Method):
         shape, notes = self._shape(layout)
         blocks = self._blocks(layout, shape)
         reached = video_density(blocks, layout, self.block)
-        if self.density is not None and abs(reached - self.density) > COARSE:
-            notes += (f"radial: density {self.density:g} was asked for; the nearest on {layout} is {reached:.4f}",)
+        if self.density is not None:
+            notes += note_of_density("radial", self.density, reached, layout)
         mask = BlockMask.from_blocks(blocks[None], self.block, self.block, layout.tokens, layout.tokens)
         return AttentionPlan(mask, notes=notes)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.patterns.cover import text_blocks, video_density
+from vidaccel.methods.checks import check_block, check_density
+from vidaccel.patterns.cover import text_blocks, video_density, video_in_tiles
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 
@@ -44,10 +45,8 @@ class Random(Method):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density {self.density} is outside (0, 1]")
-        if self.block < 16 or self.block & (self.block - 1):
-            raise ValueError(f"block {self.block} is not a power of two of at least 16 tokens")
+        check_density(self.density)
+        check_block(self.block)
         if not 0 <= self.seed < SEEDS:
             raise ValueError(f"seed {self.seed} is outside [0, 2**63)")
 
@@ -69,11 +68,9 @@ def random_blocks(layout: TokenLayout, density: float, block: int, seed: int) ->
     Raises:
         ValueError: the blocks that are always kept hold more than `density` already.
     """
-    edge = torch.arange(-(-layout.tokens // block)) * block
-    end = (edge + block).clamp(max=layout.tokens)
     text = text_blocks(layout, block)
-    video = (end.clamp(max=layout.video_end) - edge.clamp(min=layout.video_start)).clamp(min=0).double()
-    kept = torch.eye(len(edge), dtype=torch.bool) | text[:, None] | text[None]
+    video = video_in_tiles(layout, block)
+    kept = torch.eye(len(video), dtype=torch.bool) | text[:, None] | text[None]
     least = video_density(kept, layout, block)
     if density < least:
         raise ValueError(
