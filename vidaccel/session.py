@@ -233,10 +233,7 @@ class Session:
                 layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
                 self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, device))
                 return Mode.STATIC
-            reason = f"as {self.setting.method.name} planned"
-            self._tally.count_dense(reason, planned=True)
-        else:
-            self._tally.count_dense(reason)
+        self._count_dense(reason)
         return Mode.DENSE
 
     def attend(
@@ -267,11 +264,13 @@ class Session:
                 self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, query.device))
                 out = self._sparse(layer, plan, query, key, value, key_lengths)
                 return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
-            reason = f"as {self.setting.method.name} planned"
-            self._tally.count_dense(reason, planned=True)
-        else:
-            self._tally.count_dense(reason)
-        return layer.processor.dense(query, key, value, key_lengths), f"dense {reason}"
+        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason)}"
+
+    def _count_dense(self, reason: str | None) -> str:
+        """Count a dense call, None being the method's own plan; the reason in words."""
+        words = reason or f"as {self.setting.method.name} planned"
+        self._tally.count_dense(words, planned=reason is None)
+        return words
 
     def _check_place(self, layer: Layer, query: Tensor) -> None:
         moment = self._moment

@@ -11,7 +11,7 @@ import typer
 
 from vidaccel.cli import options
 from vidaccel.cli.loading import Model, dtype_and_device, identify, miniature_options
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout
+from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout
 from vidaccel.cli.plan import Json
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 OWN = ("model", "prompts_file", "dtype", "device", "out")
 """Settings of the command alone; all others are an eval's."""
-INTERRUPTED = 130
 WIDE = 200
 Strings = list[str] | None
 

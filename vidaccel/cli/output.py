@@ -15,6 +15,8 @@ import typer
 from typer.core import TyperGroup
 
 USER_ERROR = 2
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
 # Whose ValueErrors are about what the user gave: diffusers checks sizes and prompts.
 _CHECKERS = ("vidaccel", "diffusers")
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file, staged_folder
+from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout, staged_file, staged_folder
 from vidaccel.cli.plan import Json
 
 if TYPE_CHECKING:
     from vidaccel.calibration.result import Calibration
 
-INTERRUPTED = 130
 
 
 def profile(

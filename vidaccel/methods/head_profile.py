@@ -191,10 +191,12 @@ class HeadProfile(Method):
         if site.steps is None and len(table.bands) > 1:
             yield (f"head_profile: the number of steps is unknown, so that all have the patterns of the first "
                    f"{table.bands[0]:.0%} of a run: pass num_inference_steps")  # fmt: skip
-        grid = (self.chosen.profile.calibration or {}).get("grid", str(site.layout))
-        if grid != str(site.layout) and any(isinstance(each, Cells) for each in self.patterns(site)):
+        grid = (self.chosen.profile.calibration or {}).get("grid")
+        if grid not in (None, str(site.layout)) and any(isinstance(each, Cells) for each in self.patterns(site)):
             yield (f"head_profile: calibrated on {grid}; on {site.layout} masks of heads' own keep far less: "
                    "calibrate at this size")  # fmt: skip
+        if grid == str(site.layout) and self.block == table.block:
+            return  # what the calibration measured: no density to find out again
         made, here = table.predicted(self.chosen.picks)["density"], self._density(site.layout)
         if abs(here - made) > COARSE:
             yield (f"head_profile: the chosen patterns have a video density of {here:.4f} on {site.layout}; on the "

@@ -43,8 +43,8 @@ class Band(Runs):
         check_share("width", self.width)
         check_share("sink", self.sink)
         orders.check(self.axes)
-        if self.sink and not orders.frames_slowest(self.axes):
-            raise ValueError(f"a sink of frames needs an order with frames slowest, not {self.axes!r}")
+        if self.sink:
+            orders.check_sink(self.axes)
 
     @property
     def order(self) -> str:

@@ -41,6 +41,16 @@ def check(name: str) -> None:
         raise ValueError(f"unknown token order {name!r}; choose {', '.join(allowed)}")
 
 
+def check_sink(name: str) -> None:
+    """Refuse an order in which a sink of frames is no range.
+
+    Raises:
+        ValueError: its slowest axis is not frames.
+    """
+    if not frames_slowest(name):
+        raise ValueError(f"a sink of frames needs an order with frames slowest, not {name!r}")
+
+
 def frames_slowest(name: str) -> bool:
     """Whether an order holds the frames one after the other: each is a range of its positions."""
     return name == HILBERT or name.startswith("F")

@@ -38,8 +38,7 @@ class Sink(Pattern):
         check_share("first", self.first)
         check_share("last", self.last)
         orders.check(self.axes)
-        if not orders.frames_slowest(self.axes):
-            raise ValueError(f"a sink of frames needs an order with frames slowest, not {self.axes!r}")
+        orders.check_sink(self.axes)
 
     @property
     def order(self) -> str:

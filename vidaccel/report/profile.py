@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-GAMMA = 0.4
-"""Exponent of the grey scale: attention is so uneven that a linear one would show the diagonal alone."""
+from vidaccel.report.attention import GAMMA
+
 COLUMNS = 4
 _KEPT = "#1d4f7c"
 
