@@ -87,7 +87,7 @@ def transfer(family: str, work: Path) -> None:
     own = work / f"{family}-small.json"
     if not own.exists():
         command = ["profile", "--model", f"miniature:{family}", "--prompts", str(CALIBRATION), "--out", str(own),
-                   "--target-density", "0.3", "--cost", "counted"]  # fmt: skip
+                   "--target-density", "0.3", "--cost", "density"]  # fmt: skip
         size = [f"--{name}={value}" for name, value in SMALL.items()]
         subprocess.run([sys.executable, "-m", "vidaccel.cli", *command, *size], check=True)
     methods = [{"name": "head_profile", "profile": name} for name in (str(own), f"miniature:{family}")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import json
 import math
@@ -13,7 +14,10 @@ import pytest
 from vidaccel import heads, strict
 from vidaccel.heads import HeadOption, HeadTable
 from vidaccel.patterns.bands import Band
+from vidaccel.patterns.compose import Union
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.simple import Dense, Skip
+from vidaccel.patterns.sink import Sink
 
 PATTERNS = (Skip(), Band(0.1), Band(0.25, "HWF"), Dense())
 COSTS = (0.0, 0.2, 0.45, 1.0)
@@ -48,6 +52,14 @@ def test_round_trip_through_json():
     assert again == made
     assert again.digest() == made.digest()
     assert table(seed=1).digest() != made.digest()
+
+
+def test_a_text_that_patterns_share_is_written_once():
+    dense = Decay.scaled(0.3)
+    patterns = (Skip(), dense, Union((dataclasses.replace(dense, density=0.5), Sink(0.1))), Dense())
+    made = HeadTable(16, patterns, (1.0,), {"transformer": (((head(0.2, 0.1, 0.0),),),)})
+    text = json.dumps(made.to_dict())
+    assert text.count(dense.weights) == 1 and HeadTable.of(json.loads(text), "here") == made
 
 
 def test_measured_numbers_are_kept_to_four_digits_and_rows_once():
@@ -217,7 +229,11 @@ HOSTILE = [
     (put("bands", to=[1.0]), "2 entries, not 1 to 1"),
     (put("bands", to="all"), "bands is 'all', not a list"),
     (put("patterns", to=[]), "patterns has 0 entries"),
-    (put("patterns", to=[{"name": "dense"}] * 65_537), "65537 entries"),
+    (put("patterns", to=[{"name": "dense"}] * 262_145), "262145 entries"),
+    (put("texts", to="x"), "texts is 'x', not a list"),
+    (put("texts", to=[3]), r"texts\[0\] is 3, not a text of at most 16384 letters"),
+    (put("texts", to=["x" * 20_000]), r"texts\[0\] is 'xxx.*not a text of at most"),
+    (put("patterns", 0, to={"name": {"text": 0}}), "the place of a text is 0, not a whole number from 0 to -1"),
     (put("patterns", 0, to="dense"), r"patterns\[0\] is 'dense', not an object"),
     (put("patterns", 0, to={"name": "os.system"}), r"patterns\[0\]: unknown pattern"),
     (put("patterns", 0, to={"name": ["dense"]}), r"patterns\[0\]: unknown pattern"),
@@ -273,7 +289,7 @@ def test_hostile_tables(change, complaint):
 )
 def test_options_are_a_ladder_that_ends_dense(layer, complaint):
     options = [[1, 0.2, 0.2], [2, 0.45, 0.45], [3, 1.0, 1.0]]
-    found = {"block": 16, "bands": [1.0], "patterns": [each.to_dict() for each in PATTERNS], "options": options,
-             "experts": {"transformer": [[[layer]]]}}  # fmt: skip
+    found = {"block": 16, "bands": [1.0], "patterns": [each.to_dict() for each in PATTERNS], "texts": [],
+             "options": options, "experts": {"transformer": [[[layer]]]}}  # fmt: skip
     with pytest.raises(ValueError, match=complaint):
         HeadTable.of(found, "here")

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from vidaccel import strict
+from vidaccel import stored, strict
 from vidaccel.architecture import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS
-from vidaccel.layout import TokenLayout
-from vidaccel.patterns import Pattern, orders, pattern
+from vidaccel.patterns import Pattern
 from vidaccel.patterns.simple import Dense
 from vidaccel.planning import knapsack
 
@@ -23,13 +22,9 @@ SLACK = 1e-9
 """Relative; what a budget may be short of a sum of rounded costs."""
 BLOCKS = (16, 4096)
 MAX_BANDS, MAX_OPTIONS = 16, 64
-MAX_PATTERNS = 65_536
 MAX_ROWS = 1 << 20
 MAX_ERROR, MAX_COST = 1e6, 1e3
 """Of one option: far beyond what is measured, and no sum of them overflows."""
-TRIAL = TokenLayout(3, 4, 5)
-"""A grid on which a stranger's token orders are tried before they are believed."""
-
 Head = tuple["HeadOption", ...]
 Layer = tuple[Head, ...]
 Row = tuple[int, float, float]
@@ -83,11 +78,11 @@ class HeadTable:
         Raises:
             ValueError: anything that is not a table, or one too large.
         """
-        known = ("block", "bands", "patterns", "options", "experts")
+        known = ("block", "bands", "patterns", "texts", "options", "experts")
         heads = strict.names(f"{origin}: heads", values, known, known)
         block = check_block(heads["block"], f"{origin}: ")
         bands = _bands(f"{origin}: bands", heads["bands"])
-        given = _patterns(f"{origin}: patterns", heads["patterns"])
+        given = stored.from_json(origin, heads["patterns"], heads["texts"])
         rows = _rows(f"{origin}: options", heads["options"], len(given))
         experts = heads["experts"]
         if not isinstance(experts, dict) or not 1 <= len(experts) <= MAX_EXPERTS:
@@ -116,8 +111,9 @@ class HeadTable:
             name: [[[[short(option) for option in head] for head in layer] for layer in band] for band in bands]
             for name, bands in self.experts.items()
         }
+        patterns, texts = stored.to_json(self.patterns)
         return {
-            "block": self.block, "bands": list(self.bands), "patterns": [each.to_dict() for each in self.patterns],
+            "block": self.block, "bands": list(self.bands), "patterns": patterns, "texts": texts,
             "options": [list(row) for row in rows], "experts": experts,
         }  # fmt: skip
 
@@ -259,19 +255,6 @@ def _bands(where: str, value: Any) -> tuple[float, ...]:
     if any(low >= high for low, high in zip((0.0, *bands), bands, strict=False)) or bands[-1] != 1:
         raise ValueError(f"{where} are {strict.shown(value)}, not ends that rise from above 0 to 1")
     return bands
-
-
-def _patterns(where: str, value: Any) -> tuple[Pattern, ...]:
-    made = []
-    for index, each in enumerate(strict.listed(where, value, MAX_PATTERNS)):
-        if not isinstance(each, dict):
-            raise ValueError(f"{where}[{index}] is {strict.shown(each)}, not an object")
-        try:
-            made.append(pattern(each))
-            orders.sequence(TRIAL, made[-1].order)
-        except (TypeError, AttributeError, ValueError, KeyError, IndexError, ArithmeticError) as error:
-            raise ValueError(f"{where}[{index}]: {error}") from error
-    return tuple(made)
 
 
 def _rows(where: str, value: Any, patterns: int) -> list[Row]:

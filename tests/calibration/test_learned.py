@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from vidaccel.calibration import learned
-from vidaccel.calibration.learned import cells, key_rows, stripes
+from vidaccel.calibration.learned import cells, decay, key_rows, stripes
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import density_of, orders
 from vidaccel.patterns.bits import from_base64, from_hex
 from vidaccel.patterns.cells import Cells
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.stripes import Stripes
 
 LAYOUT, BLOCK, SIDE = TokenLayout(8, 8, 8), 8, 64
@@ -26,6 +27,25 @@ def test_the_order_of_a_head_is_found() -> None:
         assert isinstance(best, Cells) and best.axes == "WHF"
         assert abs(density_of(best, LAYOUT, BLOCK) - level) < 0.02
         assert from_base64(best.cells, SIDE, SIDE).diagonal().all()
+
+
+def test_the_reach_of_a_head_is_found_and_is_the_same_on_other_grids() -> None:
+    """A head of near rows and columns in all frames: its blocks are the nearest ones wherever they are counted."""
+    near = torch.exp2(-(torch.arange(8)[:, None] - torch.arange(8)).abs().double())
+    mass = torch.cat([torch.ones(64, dtype=torch.float64), near.flatten(), near.flatten()])
+    found = decay(mass, LAYOUT, BLOCK)
+    assert len(found) == learned.BEST_ORDERS * len(learned.LEVELS)
+    for number, each in enumerate(found):
+        assert isinstance(each, Decay) and each.density == learned.LEVELS[number // learned.BEST_ORDERS]
+        assert density_of(each, LAYOUT, BLOCK) <= max(each.density, 1 / 64) + 1e-6
+    # A block is the eight frames of one place: those of the same and of neighbouring places are kept.
+    best = next(each for each in found if each.order in ("HWF", "WHF") and each.density == 0.05)
+    for layout in (LAYOUT, TokenLayout(8, 12, 10)):
+        kept = best.blocks(layout, BLOCK)
+        place = orders.video_order(layout, best.order)[::8]
+        row, column = place // layout.width % layout.height, place % layout.width
+        away = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+        assert away[kept].max() <= 2 and kept[away == 0].all()
 
 
 def test_the_keys_of_a_head_are_found() -> None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -53,13 +51,6 @@ def test_rows_of_the_ladder_are_those_of_plans() -> None:
             expected = keys_of_rows(plan_of([patterns[at]], LAYOUT, 8), rows)[0]
             order = library.places_of(LAYOUT, name)
             assert torch.equal(of_pattern[:, order // 8], expected)
-
-
-@pytest.mark.parametrize("block", [16, 64, 128])
-def test_tiles_fill_a_block(block: int) -> None:
-    tile = library.tile_for(TokenLayout(21, 45, 80), block)
-    assert math.prod(tile) == block and max(tile) <= 2 * 2 * min(tile)
-    assert library.tile_for(TokenLayout(1, 3, 2), block) == (1, 2, 2)
 
 
 def grid(steps: int = 20, dense: float = 0.25, layout: TokenLayout = LAYOUT) -> Grid:

@@ -82,6 +82,21 @@ def test_mass_between_cells() -> None:
         assert torch.equal(count[at], seen)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_mass_by_axis_is_that_of_token_pairs(layout: TokenLayout) -> None:
+    query, key, _ = states(layout)
+    rows = measure.sample_rows(layout, 30, torch.Generator().manual_seed(0))
+    weights = measure.weights(query[rows], key, 0.25, None)
+    shares = weights / weights.sum(1, keepdim=True)
+    expected = [torch.zeros(size, size, dtype=torch.float64) for size in (3, 5, 7)]
+    for row, share in zip((rows - layout.video_start).tolist(), shares, strict=True):
+        for token in range(105):
+            for axis, size, step in ((0, 3, 35), (1, 5, 7), (2, 7, 1)):
+                expected[axis][row // step % size, token // step % size] += share[layout.video_start + token]
+    found = measure.by_axis(weights, rows, layout)
+    torch.testing.assert_close(found, torch.cat([each.flatten() for each in expected]), rtol=1e-5, atol=1e-6)
+
+
 def test_rows_are_video_spread_over_the_clip() -> None:
     layout = TokenLayout(3, 5, 7, text_before=4, text_after=9)
     rows = measure.sample_rows(layout, 21, torch.Generator().manual_seed(3))

@@ -20,6 +20,8 @@ from vidaccel.methods import METHODS, ModelFacts, method
 from vidaccel.methods.head_profile import HeadProfile, first_step
 from vidaccel.patterns import density_of, plan_of
 from vidaccel.patterns.bands import Band
+from vidaccel.patterns.cells import Cells
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.simple import Dense, Skip
 from vidaccel.pipelines.base import Mode
 from vidaccel.site import Site
@@ -131,12 +133,17 @@ def test_another_grid_is_used_and_its_density_told(saved):
 
 
 def test_cells_of_another_grid_are_told():
-    made = HeadProfile("miniature:wan", density=0.3)
-    there, elsewhere = TokenLayout(13, 9, 13), TokenLayout(13, 6, 9)
-    sites = [Site(2, 4, 10, 20, "cond", "transformer", layout) for layout in (there, elsewhere)]
-    notes = [made.plan(None, None, None, site, {}).notes for site in sites]
-    assert not any("calibrated on" in note for note in notes[0])
-    assert "calibrated on 13x9x13; on 13x6x9" in notes[1][0]
+    """Places in an order are others on another grid; distances are not."""
+    elsewhere = TokenLayout(5, 3, 5)
+    chosen = {"cells": Cells.scaled(0.3), "decay": Decay.scaled(0.3)}
+    for name, each in chosen.items():
+        heads = ((HeadOption(0, 0.0, 0.3, 0.3), HeadOption(1, 0.0, 1, 1)),) * 2
+        table = HeadTable(BLOCK, (each, Dense()), (1.0,), {"transformer": ((heads,),)})
+        made = HeadProfile.of(Profile("head_profile", {}, {}, 0, heads=table, calibration={"grid": str(LAYOUT)}),
+                              max_error=0.0)  # fmt: skip
+        notes = [made.plan(None, None, None, at(0, 0, layout=layout), {}).notes for layout in (LAYOUT, elsewhere)]
+        assert not notes[0]
+        assert any("calibrated on 5x4x6; on 5x3x5" in note for note in notes[1]) == (name == "cells")
 
 
 def test_another_block_is_used(saved):

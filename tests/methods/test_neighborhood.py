@@ -12,8 +12,8 @@ from vidaccel.eval.settings import Choice
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import method
 from vidaccel.methods.candidates import Sample, candidates
-from vidaccel.methods.neighborhood import PRESETS, NeighborhoodAttention, cube, windows_of
-from vidaccel.patterns import density_of
+from vidaccel.methods.neighborhood import PRESETS, NeighborhoodAttention, windows_of
+from vidaccel.patterns import density_of, orders
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood
 
 TEXTS = [TokenLayout(5, 6, 7), TokenLayout(5, 6, 7, text_before=9), TokenLayout(5, 6, 7, text_after=11)]
@@ -36,7 +36,7 @@ def test_candidates_are_of_one_density_and_many_shapes(grid: str, block: int, de
     assert len({(each.tile, each.window(layout)) for each in found}) == len(found) >= 4
     lengths = sorted(each.window(layout)[0] / each.tiles(layout)[0] for each in found)
     assert lengths[-1] >= 2 * lengths[0]
-    assert {each.tile for each in found} == {TOKEN, cube(layout, block)}
+    assert {each.tile for each in found} == {TOKEN, orders.compact_tile(layout, block)}
 
 
 def test_density_that_no_window_has_is_noted() -> None:
@@ -45,15 +45,6 @@ def test_density_that_no_window_has_is_noted() -> None:
     assert len(found) == 1
     assert notes[0].startswith("neighborhood: density 0.05 was asked for; the nearest on 3x4x8 is 0.")
     assert windows_of(NeighborhoodAttention(density=0.25), TokenLayout(21, 30, 52))[1] == ()
-
-
-@pytest.mark.parametrize(
-    ("grid", "block", "tile"),
-    [("21x45x80", 128, (8, 4, 4)), ("13x9x13", 16, (4, 2, 2)), ("2x60x60", 128, (2, 8, 8)), ("1x2x3", 128, (1, 2, 2)),
-     ("21x45x80", 64, (4, 4, 4))],
-)  # fmt: skip
-def test_cube(grid: str, block: int, tile: tuple[int, int, int]) -> None:
-    assert cube(TokenLayout.parse(grid), block) == tile
 
 
 @pytest.mark.parametrize("layout", TEXTS, ids=str)

@@ -16,6 +16,7 @@ from vidaccel.patterns import Pattern
 from vidaccel.patterns.bands import Band
 from vidaccel.patterns.cells import Cells
 from vidaccel.patterns.compose import AtLeast, Union
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.grid import Grid
 from vidaccel.patterns.multidiagonal import MultiDiagonal
 from vidaccel.patterns.radial import Radial
@@ -181,6 +182,52 @@ def cell_blocks(each: Cells, layout: TokenLayout, sequence: Sequence, block: int
     return [[i == j or bits[a * each.size + b] == "1" for j, b in enumerate(segments)] for i, a in enumerate(segments)]
 
 
+DISTANCES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16]
+"""The first of each bin of a decay, as far as the grids of the tests go."""
+
+
+def decay_level(table: bytes, learned: int, size: int, query: int, key: int) -> int:
+    """One axis's part, from the bytes of its table: a row for each place, a column for each bin."""
+    places, last = min(learned, 8), max(n for n, first in enumerate(DISTANCES) if first < learned)
+    bin_of = min(max(n for n, first in enumerate(DISTANCES) if first <= abs(key - query)), last)
+    place = math.floor((query + 0.5) * places / size)
+    return table[place * (2 * last + 1) + last + (bin_of if key >= query else -bin_of)]
+
+
+def decay_blocks(each: Decay, layout: TokenLayout, sequence: Sequence, block: int) -> Blocks:
+    data, tables, sizes = base64.b64decode(each.weights), [], (layout.frames, layout.height, layout.width)
+    for learned in each.grid:
+        bins = 2 * sum(0 < first < learned for first in DISTANCES) + 1
+        tables.append(data[: min(learned, 8) * bins])
+        data = data[min(learned, 8) * bins :]
+    every = tiles(sequence, block)
+    samples = min(max(2048 // len(every), 4), 8)
+    chosen, video = [], []
+    for tile in every:
+        tokens = [token for token in tile if token]
+        video.append(len(tokens))
+        spread = [tokens[math.floor((n + 0.5) * len(tokens) / samples)] for n in range(samples)] if tokens else []
+        chosen.append([(token.frame, token.row, token.column) for token in spread])
+
+    def weight(query: tuple[int, ...], key: tuple[int, ...]) -> float:
+        levels = [decay_level(*axis) for axis in zip(tables, each.grid, sizes, query, key, strict=True)]
+        return float(2 ** (sum(levels) / 8))
+
+    ranked = []
+    for a, b in itertools.product(range(len(every)), repeat=2):
+        if chosen[a] and chosen[b]:
+            mean = sum(weight(x, y) for x in chosen[a] for y in chosen[b]) / samples**2
+            ranked.append((-math.inf if a == b else -mean, a, b))
+    kept = [[a == b for b in range(len(every))] for a in range(len(every))]
+    total = 0
+    for _, a, b in sorted(ranked):
+        total += video[a] * video[b]
+        if total > each.density * layout.video_tokens**2 + 1e-6:
+            break
+        kept[a][b] = True
+    return kept
+
+
 def union_blocks(each: Union, layout: TokenLayout, sequence: Sequence, block: int) -> Blocks:
     parts = [blocks_of(part, layout, block) for part in each.parts]
     return [[any(cells) for cells in zip(*rows, strict=True)] for rows in zip(*parts, strict=True)]
@@ -237,6 +284,7 @@ def radial_blocks(each: Radial, layout: TokenLayout, sequence: Sequence, block: 
 RULES: dict[type[Pattern], Callable[..., Blocks]] = {
     Skip: skip_blocks,
     Cells: cell_blocks,
+    Decay: decay_blocks,
     Union: union_blocks,
     AtLeast: at_least_blocks,
     Radial: radial_blocks,

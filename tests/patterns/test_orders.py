@@ -82,3 +82,12 @@ def test_hilbert_fills_squares():
 def test_other_names_are_refused(name):
     with pytest.raises(ValueError, match="unknown token order .*hilbert, tile:FRAMESxROWSxCOLUMNS, phase:TOKENS"):
         orders.video_order(GRIDS[0], name)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "tile"),
+    [("21x45x80", 128, (8, 4, 4)), ("13x9x13", 16, (4, 2, 2)), ("2x60x60", 128, (2, 8, 8)), ("1x2x3", 128, (1, 2, 2)),
+     ("21x45x80", 64, (4, 4, 4)), ("21x45x80", 100, (4, 4, 4))],
+)  # fmt: skip
+def test_compact_tile(grid: str, block: int, tile: tuple[int, int, int]) -> None:
+    assert orders.compact_tile(TokenLayout.parse(grid), block) == tile

@@ -14,6 +14,7 @@ from vidaccel.patterns import PATTERNS, at_density, density_of, mask_of, pattern
 from vidaccel.patterns.bands import Band
 from vidaccel.patterns.cells import Cells
 from vidaccel.patterns.compose import AtLeast, Union
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.grid import Grid
 from vidaccel.patterns.multidiagonal import MultiDiagonal
 from vidaccel.patterns.radial import Radial
@@ -33,6 +34,13 @@ def some(rows, columns, seed=0, share=0.2):
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
 
 
+def learned(grid, axes, density, seed=0):
+    """A decay without structure: no two blocks have equal weights."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.rand(size, size, generator=generator, dtype=torch.float64) ** 4 for size in grid]
+    return Decay.of(weights, axes, density)
+
+
 EXAMPLES = [
     Dense(), Skip(),
     Band(0.0), Band(0.13), Band(0.1, "HWF"), Band(0.06, "WFH"), Band(0.05, sink=0.3), Band(0.02, "FWH", sink=0.01),
@@ -49,11 +57,14 @@ EXAMPLES = [
     LogSpaced(0.0), LogSpaced(0.1), LogSpaced(0.02, 0.1),
     Radial(0.0), Radial(0.6, 0.4, 0.5, 8), Radial(0.0, 0.0, 0.0, 16), Radial(3.0, 1.0, 1.0),
     Cells.of(some(6, 6)), Cells.of(some(5, 5, 2), "HWF"), Cells.of(some(1, 1), "WHF"), Cells.of(some(128, 128), "FWH"),
+    learned((5, 3, 7), "FHW", 0.3), learned((4, 9, 13), "HWF", 0.4, 1), learned((1, 2, 1), "WFH", 0.2, 2),
+    learned((13, 6, 9), "HFW", 0.25, 3), learned((2, 4, 3), "FWH", 0.0), learned((5, 3, 7), "WHF", 1.0),
     Union((Band(0.05), Sink(0.2), Radial(0.2, 0.1, 0.0, 8))), Union((Temporal(), Band(0.1, "HWF"))), Union((Skip(),)),
     AtLeast(Skip(), 0.0), AtLeast(Skip(), 0.3), AtLeast(Window(0.4, 0.3), 0.4),
     AtLeast(Cells.of(some(6, 6), "HWF"), 1.0),
     AtLeast(Union((Sink(0.2), Skip())), 0.35),
 ]  # fmt: skip
+SMALL_DECAY = {"name": "decay", "axes": "FHW", "grid": [1, 2, 1], "weights": "AAAAAAAAAAA=", "density": 0.5}
 GRIDS = [(5, 3, 7), (4, 5, 3), (1, 6, 5)]
 TEXTS = [(0, 0), (3, 0), (0, 5)]
 SCALED = [each for each in PATTERNS.values() if "scaled" in vars(each)]
@@ -192,6 +203,13 @@ def test_large_grids_need_little_memory():
         ({"name": "union", "parts": [{"name": "temporal"}, {"name": "dense"}]}, "one token order, not in FHW and HWF"),
         ({"name": "at_least", "part": {"name": "none"}, "keys": 0.1}, "unknown pattern 'none'"),
         ({"name": "at_least", "part": 3, "keys": 0.1}, "part=3 is not a pattern"),
+        (SMALL_DECAY | {"weights": "AAAA"}, "weights of a grid of 1x2x1 are 8 bytes as base64"),
+        (SMALL_DECAY | {"weights": 8}, "weights of a grid of 1x2x1 are 8 bytes"),
+        (SMALL_DECAY | {"weights": "AAAAAAAAAA=="}, "weights of a grid of 1x2x1 are 8 bytes"),
+        (SMALL_DECAY | {"grid": [1, 2]}, "is not frames, rows and columns"),
+        (SMALL_DECAY | {"grid": [1, 2, 5000]}, "grid=5000 is not a whole number from 1 to 4096"),
+        (SMALL_DECAY | {"density": 1.5}, "density=1.5"),
+        (SMALL_DECAY | {"axes": "up"}, "unknown token order 'up'"),
     ],
     ids=lambda value: str(value)[:40],
 )

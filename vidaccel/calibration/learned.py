@@ -1,12 +1,14 @@
 """Candidates of single heads, made from where the attention of some prompts lies.
 
-Cells keep the densest cells of the attention map in an axis order, the best of the six orders for each head, as
-PAROAttention (arXiv 2506.16054) does; stripes keep the rows of the clip that most queries attend to, as Sparse-vDiT
-(arXiv 2506.03065) does, alone or beside a local window.
+Decay keeps the blocks with most attention by distance along the clip's axes, which is alike at every resolution. Cells
+keep the densest cells of the attention map in an axis order, the best of the six orders for each head, as PAROAttention
+(arXiv 2506.16054) does; stripes keep the rows of the clip that most queries attend to, as Sparse-vDiT (arXiv
+2506.03065) does, alone or beside a local window.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
 
@@ -16,13 +18,34 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import Pattern, orders
 from vidaccel.patterns.cells import Cells
+from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.stripes import MOST, Stripes
 
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 BEST_ORDERS = 2
-"""Orders of a head that are tried at each level: those in which its cells hold most."""
+"""Orders of a head that are tried at each level: those in which it keeps most of its attention."""
+TINY = torch.finfo(torch.float64).tiny
 WINDOWED = 0.5
 """Share of a stripes pattern's density that its local window has, where it has one."""
+
+
+def decay(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
+    """The blocks with most attention by distance at each level, in the best orders, those of 3-D tiles among them.
+
+    Args:
+        mass: fp64, of `measure.by_axis`.
+    """
+    sizes = (layout.frames, layout.height, layout.width)
+    parts = zip(mass.split([size * size for size in sizes]), sizes, strict=True)
+    weights = [part.view(size, size) / part.view(size, size).sum(1, keepdim=True).clamp(min=TINY)
+               for part, size in parts]  # fmt: skip
+    names = (*orders.AXES, "tile:{}x{}x{}".format(*orders.compact_tile(layout, block)))
+    made = [Decay.of(weights, name, 1.0) for name in names]
+    found: list[Pattern] = []
+    for level in LEVELS:
+        best = sorted(made, key=lambda each: -each.held(layout, block, level))[:BEST_ORDERS]
+        found += [dataclasses.replace(each, density=level) for each in best]
+    return found
 
 
 def cells(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
@@ -76,6 +99,7 @@ def key_rows(mass: Tensor, layout: TokenLayout) -> Tensor:
 
 MAKERS: Mapping[str, tuple[str, Callable[[Tensor, TokenLayout, int], list[Pattern]]]] = {
     "cells": ("mass", cells),
+    "decay": ("axes", decay),
     "stripes": ("keys", stripes),
 }
 """By name: which map of a head it is made from, and how. Each makes as many for every head."""

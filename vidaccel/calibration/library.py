@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -74,8 +73,9 @@ def libraries() -> dict[str, Library]:
     """The sets of candidates that a calibration can be asked for, by name."""
     every = (SKIP, *makers(), WINDOWS, TILES)
     return {
-        "all": Library(every, tuple(MAKERS)),
+        "all": Library(every, ("decay", "stripes")),
         "geometry": Library(every),
+        "decay": Library((), ("decay",)),
         "sparse-vdit": Library((SKIP, "band", "multi_diagonal"), ("stripes",)),
         "paro": Library((), ("cells",)),
         "sta": Library((TILES,)),
@@ -114,7 +114,7 @@ def _family(name: str, layout: TokenLayout, block: int) -> Iterable[Pattern]:
     if name == SKIP:
         return (Skip(),)
     if name in (WINDOWS, TILES):
-        return _windows(tile_for(layout, block) if name == TILES else TOKEN)
+        return _windows(orders.compact_tile(layout, block) if name == TILES else TOKEN)
     make = makers()[name]
     return dict.fromkeys(at_density(make, layout, block, level)[0] for level in LEVELS)
 
@@ -123,16 +123,6 @@ def _windows(tile: tuple[int, int, int]) -> Iterator[Pattern]:
     """Windows of unequal sides."""
     for frames, side in itertools.product(SIDES, SIDES):
         yield Neighborhood(frames, side, side, tile)
-
-
-def tile_for(layout: TokenLayout, block: int) -> tuple[int, int, int]:
-    """A tile of `block` tokens at most, its sides as equal as powers of two allow, none longer than the clip's."""
-    sizes, tile = (layout.frames, layout.height, layout.width), [1, 1, 1]
-    while True:
-        able = [at for at in (2, 1, 0) if 2 * tile[at] <= sizes[at] and 2 * math.prod(tile) <= block]
-        if not able:
-            return tile[0], tile[1], tile[2]
-        tile[min(able, key=lambda at: tile[at])] *= 2
 
 
 class Ladder:

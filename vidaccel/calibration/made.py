@@ -22,13 +22,14 @@ def means(prompts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     Returns:
         By ``EXPERT.mass`` ``[bands, layers, heads, orders, side, side]``, the mean share of a query of one cell
         that goes to the keys of another, in each axis order; by ``EXPERT.keys`` ``[bands, layers, heads, frames,
-        rows]``, what all queries together give to the rows of the clip.
+        rows]``, what all queries together give to the rows of the clip; by ``EXPERT.axes`` ``[bands, layers, heads,
+        ...]``, what the queries of each frame, row and column give to the others, see `measure.by_axis`.
     """
     summed: dict[str, Tensor] = {}
     for each in prompts:
         for name, tensor in each.items():
             summed[name] = summed[name] + tensor.double() if name in summed else tensor.double()
-    found = {name: tensor for name, tensor in summed.items() if name.endswith(".keys")}
+    found = {name: tensor for name, tensor in summed.items() if name.endswith((".keys", ".axes"))}
     for name, tensor in summed.items():
         if name.endswith(".mass"):
             found[name] = tensor / summed[f"{name.removesuffix('mass')}count"].clamp(min=1)[..., None]

@@ -109,6 +109,29 @@ def mass(
     return torch.stack(maps).double(), torch.stack(counts).double(), shares.sum(0).double()
 
 
+def by_axis(weights: Tensor, rows: Tensor, layout: TokenLayout) -> Tensor:
+    """Attention mass between the frames of the clip, between its rows and between its columns.
+
+    Args:
+        weights: of `weights`.
+        rows: int64 ``[rows]``, the sampled queries' tokens.
+
+    Returns:
+        fp64 ``[frames ** 2 + height ** 2 + width ** 2]``: three matrices one after the other, queries' places by
+        keys', each a sum over the rows. A row's mass on text is left out.
+    """
+    sizes = (layout.frames, layout.height, layout.width)
+    shares = (weights / weights.sum(1, keepdim=True))[:, layout.video_start : layout.video_end].unflatten(1, sizes)
+    token = rows.to(weights.device) - layout.video_start
+    places = (token // layout.frame_tokens, token // layout.width % layout.height, token % layout.width)
+    found = []
+    for axis, (size, place) in enumerate(zip(sizes, places, strict=True)):
+        mass = shares.sum([other + 1 for other in range(3) if other != axis])
+        of_row = (place[:, None] == torch.arange(size, device=place.device)).float()
+        found.append((of_row.T @ mass).flatten())
+    return torch.cat(found).double()
+
+
 def cells_of(layout: TokenLayout, side: int) -> Tensor:
     """The cell of each video token in each axis order, `side` equal ones along it: int64 ``[orders, video_tokens]``."""
     tokens = layout.video_tokens

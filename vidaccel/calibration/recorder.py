@@ -114,7 +114,8 @@ class Recorder:
         weights = measure.weights(query[rows.to(query.device)], key, query.shape[-1] ** -0.5, length)
         cells = _cells(self.grid.layout, self.grid.side).to(query.device)
         mass, count, keys = measure.mass(weights, rows.to(query.device), cells, self.grid.layout, self.grid.side)
-        return {"mass": mass, "count": count, "keys": learned.key_rows(keys.cpu(), self.grid.layout)}
+        axes = measure.by_axis(weights, rows, self.grid.layout)
+        return {"mass": mass, "count": count, "keys": learned.key_rows(keys.cpu(), self.grid.layout), "axes": axes}
 
     def _rows(self, site: Site, what: str, count: int) -> Tensor:
         """Rows that depend on the seed and the place alone."""

@@ -54,8 +54,16 @@ def generate(
     json: Json = False,
 ) -> None:
     """Generate one video with any supported pipeline."""
-    call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
-            "num_frames": frames, "guidance_scale": guidance, "image": image, "last_image": last_image}
+    call = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "height": height,
+        "width": width,
+        "num_frames": frames,
+        "guidance_scale": guidance,
+        "image": image,
+        "last_image": last_image,
+    }
     with reserved_stdout():
         setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, check_finite)
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
@@ -86,9 +94,7 @@ class _Setting:
 
         if self.method == DENSE:
             if self.density is not None or self.assignments or self.schedule or self.precision or self.check_finite:
-                raise ValueError(
-                    "method 'dense' takes no --density, --set, --schedule, --precision and --check-finite"
-                )
+                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision and --check-finite")
             return None
         family = model.supported_family()
         if self.backend != "auto":
@@ -115,8 +121,17 @@ class _Setting:
                 "check_finite": self.check_finite, **chosen, **schedule}  # fmt: skip
 
 
-def _generate(model: str, prompt: str, out: Path, setting: _Setting, call: dict[str, Any], seed: int,
-              fps: float | None, dtype: str | None, device: str | None) -> tuple[dict[str, Any], str]:
+def _generate(
+    model: str,
+    prompt: str,
+    out: Path,
+    setting: _Setting,
+    call: dict[str, Any],
+    seed: int,
+    fps: float | None,
+    dtype: str | None,
+    device: str | None,
+) -> tuple[dict[str, Any], str]:
     """Load, run and write; the JSON-ready result, and the session's summary as text."""
     import torch
 

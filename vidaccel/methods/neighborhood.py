@@ -8,7 +8,6 @@ beforehand; its shapes and dense steps are the presets. Here each head's choice 
 from __future__ import annotations
 
 import functools
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.methods.candidates import Sample, candidates
 from vidaccel.methods.checks import check_block, check_count, check_density, note_of_density
-from vidaccel.patterns import Pattern, at_density
+from vidaccel.patterns import Pattern, at_density, orders
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood, Sizes
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule
@@ -76,7 +75,8 @@ class NeighborhoodAttention(Method):
         density: video density of all candidates, in (0, 1]; 0.25 if nothing else is given.
         window: one window for all heads instead, in tokens: "FRAMESxROWSxCOLUMNS".
         tile: tokens that share a window, likewise; "1x1x1" gives each query its own, in natural order. By default
-            candidates are both of these and of tiles of one block, see `cube`; a `window` is in natural order.
+            candidates are both of these and of tiles of one block, see `orders.compact_tile`; a `window` is in natural
+            order.
         block: tile size in tokens of queries and keys.
         rows: queries that heads' windows are measured on.
         refresh: steps that a head's choice is kept for; None is the whole run, with a preset one step.
@@ -148,27 +148,13 @@ def sizes(name: str, given: str) -> Sizes:
     return frames, rows, columns
 
 
-def cube(layout: TokenLayout, block: int) -> Sizes:
-    """A tile of `block` tokens with sides as equal as powers of two and the grid let them be, the longest in time.
-
-    In natural order a block is a piece of a row or two: what its queries keep together is far wider than the window of
-    each. In a compact tile all queries are near, so that a window of the same density reaches further.
-    """
-    grid, tile = (layout.frames, layout.height, layout.width), [1, 1, 1]
-    while math.prod(tile) < block:
-        free = [axis for axis in range(3) if 2 * tile[axis] <= grid[axis]]
-        if not free:
-            break
-        tile[min(free, key=lambda axis: tile[axis])] *= 2
-    return tile[0], tile[1], tile[2]
-
-
 @functools.lru_cache(KEPT)
 def windows_of(method: NeighborhoodAttention, layout: TokenLayout) -> tuple[tuple[Pattern, ...], tuple[str, ...]]:
     """The candidate windows of a method on a grid, all different, and what to tell the user of them; solved once."""
     if method.preset is not None:
         return _published(PRESETS[method.preset], layout), ()
-    tiles = [TOKEN, cube(layout, method.block)] if method.tile is None else [sizes("tile", method.tile)]
+    compact = orders.compact_tile(layout, method.block)
+    tiles = [TOKEN, compact] if method.tile is None else [sizes("tile", method.tile)]
     if method.window is not None:
         grid = (layout.frames, layout.height, layout.width)
         return (_window(sizes("window", method.window), grid, tiles[0]),), ()

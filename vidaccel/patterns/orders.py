@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from itertools import permutations
 
@@ -114,6 +115,18 @@ def stride(layout: TokenLayout, name: str) -> int:
     if tokens:
         return int(tokens)
     return max(1, round(float(number) * (layout.width if unit == "row" else layout.frame_tokens)))
+
+
+def compact_tile(layout: TokenLayout, block: int) -> tuple[int, int, int]:
+    """A tile of at most `block` tokens, its sides as equal as powers of two and the grid let them be, the longest in time.
+
+    In natural order a block is a piece of a row or two: what its queries keep together is far wider than the window of
+    each. In a compact tile all queries are near, so that a window of the same density reaches further.
+    """
+    grid, tile = (layout.frames, layout.height, layout.width), [1, 1, 1]
+    while free := [axis for axis in range(3) if 2 * tile[axis] <= grid[axis] and 2 * math.prod(tile) <= block]:
+        tile[min(free, key=lambda axis: tile[axis])] *= 2
+    return tile[0], tile[1], tile[2]
 
 
 def _tiles(layout: TokenLayout, *sizes: int) -> Tensor:
