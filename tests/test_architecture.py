@@ -16,7 +16,7 @@ PACKAGE = ROOT / "vidaccel"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 BASE = {"layout", "mask", "plan", "site", "schedule"}
-RUN = BASE | {"patterns", "methods", "caching", "planning", "kernels", "pipelines"}
+RUN = BASE | {"patterns", "methods", "compensation", "caching", "planning", "kernels", "pipelines"}
 PUBLIC = RUN | {"session", "clock", "debug", "summary", "profile", "api", "miniature", "_version", "files"}
 PUBLIC |= {"costs", "heads", "strict", "architecture", "calibration"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "costs": {"layout", "mask", "plan", "kernels"},
     "patterns": {"layout", "mask", "plan"},
     "methods": BASE | {"planning", "patterns", "heads", "profile"},
+    "compensation": BASE | {"planning"},
     "statics": BASE | {"costs", "methods"},
     "caching": BASE | {"planning"},
     "pipelines": BASE | {"kernels"},

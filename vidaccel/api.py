@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from vidaccel import compensation as compensations
 from vidaccel import kernels
 from vidaccel import profile as profiles
+from vidaccel.compensation import Compensation
 from vidaccel.methods import METHODS, Method, ModelFacts, named
 from vidaccel.methods import method as make_method
 from vidaccel.methods.head_profile import HeadProfile
@@ -31,6 +33,7 @@ def enable(
     num_inference_steps: int | None = None,
     precision: str | None = None,
     check_finite: bool = False,
+    compensation: str | Mapping[str, Any] | Compensation | None = None,
     **options: Any,
 ) -> Session:
     """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
@@ -50,6 +53,8 @@ def enable(
             else None: the model's own type.
         check_finite: stop with an error that names layer and step where an attention output is not finite. For
             debugging: it waits for the GPU in every call.
+        compensation: what makes up for skipped keys, by name, as ``{"name": ..., OPTION: ...}`` or as it is: see
+            `vidaccel.compensation`. The profile's by default, else None: nothing does.
         options: fields of the method, such as ``density=0.25``.
 
     Returns:
@@ -81,7 +86,8 @@ def enable(
     precision = profile.precision if precision is None and profile else precision
     device = getattr(target, "_execution_device", None) or transformer.device
     kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
-    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite)
+    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite,
+                      compensations.compensation(compensation))  # fmt: skip
     session = Session(target, modules, setting)
     _replace(modules, session)
     return session

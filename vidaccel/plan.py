@@ -73,6 +73,8 @@ class AttentionPlan:
         query_order, key_order: int32 ``[rows, tokens]``, each row a permutation; rows is 1, heads or batch * heads
             (batch row slowest). None is the natural order.
         extra: more keys in the same softmax.
+        key_groups: int32 ``[rows, groups + 1]``, where groups of like keys start in the key order, the last at its end:
+            what may stand for skipped keys. None: every `key_block` keys of the mask are a group.
         notes: what the method wants the user to know, shown once in the summary.
 
     Raises:
@@ -83,19 +85,23 @@ class AttentionPlan:
     query_order: Tensor | None = None
     key_order: Tensor | None = None
     extra: ExtraKeys | None = None
+    key_groups: Tensor | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        parts = (self.query_order, self.key_order, self.extra)
+        parts = (self.query_order, self.key_order, self.extra, self.key_groups)
         if self.mask is None:
             if any(part is not None for part in parts):
-                raise ValueError("a dense plan (mask=None) has no orders and no extra keys")
+                raise ValueError("a dense plan (mask=None) has no orders, no extra keys and no groups")
             return
         for name, order, tokens in (
             ("query_order", self.query_order, self.mask.queries), ("key_order", self.key_order, self.mask.keys),
         ):  # fmt: skip
             if order is not None and (order.dtype != torch.int32 or order.ndim != 2 or order.shape[1] != tokens):
                 raise ValueError(f"{name} is int32 [rows, {tokens}], got {order.dtype} {list(order.shape)}")
+        groups = self.key_groups
+        if groups is not None and (groups.dtype != torch.int32 or groups.ndim != 2 or groups.shape[1] < 2):
+            raise ValueError(f"key_groups is int32 [rows, groups + 1], got {groups.dtype} {list(groups.shape)}")
         if self.extra is not None and self.extra.bias.shape[1] != self.mask.tiles:
             raise ValueError(f"extra keys have a bias for {self.extra.bias.shape[1]} tiles, the mask {self.mask.tiles}")
 
@@ -108,12 +114,12 @@ class AttentionPlan:
         """The same plan on `device`; the plan itself if it is there."""
         device = torch.device(device)
         extra = self.extra and (self.extra.key, self.extra.value, self.extra.bias)
-        mask, tensors = self.mask, (self.query_order, self.key_order, *(extra or ()))
+        mask, tensors = self.mask, (self.query_order, self.key_order, self.key_groups, *(extra or ()))
         if mask is None or all(each is None or each.device == device for each in (mask.offsets, *tensors)):
             return self
-        query_order, key_order = (None if each is None else each.to(device) for each in tensors[:2])
+        query_order, key_order, groups = (None if each is None else each.to(device) for each in tensors[:3])
         moved = ExtraKeys(*(each.to(device) for each in extra)) if extra else None
-        return AttentionPlan(mask.to(device), query_order, key_order, moved, self.notes)
+        return AttentionPlan(mask.to(device), query_order, key_order, moved, groups, self.notes)
 
     def density(self, layout: TokenLayout) -> Density:
         """The three densities of this plan over `layout`, from the ranges themselves. Waits for a GPU."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vidaccel import debug, kernels
 from vidaccel.clock import Clock
+from vidaccel.compensation import Compensation
 from vidaccel.costs import DEFAULT_BLOCK, CostModel, Counts, default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
@@ -27,6 +28,7 @@ from vidaccel.summary import Summary, Tally
 ATTRIBUTE = "_vidaccel_session"
 """Where a patched transformer keeps its session."""
 LAYOUTS_KEPT = 8
+FIRST_STEPS = "in first steps"
 
 
 class Layer:
@@ -105,6 +107,7 @@ class Setting:
     steps: int | None
     precision: str | None = None
     check_finite: bool = False
+    compensation: Compensation | None = None
     costs: CostModel | None = None
     """None for the coefficients that are shipped for the device."""
 
@@ -124,7 +127,7 @@ class Session:
         self._clock = Clock(setting.steps)
         self._moment: Moment | None = None
         self._tally = Tally()
-        self._state: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._state: dict[tuple[str, str, str, int], dict[str, Any]] = {}
         self._experts: list[Expert] = []
         self._hooks: list[Any] = []
         # Per instance, so that the caches die with the session.
@@ -224,7 +227,8 @@ class Session:
             return Mode.BY_HANDLE
         reason = self._why_dense(layer, device)
         if reason is None:
-            if not self.setting.method.static or self.setting.precision is not None:
+            setting = self.setting
+            if not setting.method.static or setting.precision is not None or setting.compensation is not None:
                 return Mode.BY_HANDLE
             plan, densities = self._statics.on(self._site(layer), device)
             if plan.extra is not None:
@@ -233,6 +237,8 @@ class Session:
                 layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
                 self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, device))
                 return Mode.STATIC
+        if self._observes(reason, layer, device):
+            return Mode.BY_HANDLE
         self._count_dense(reason)
         return Mode.DENSE
 
@@ -261,9 +267,13 @@ class Session:
         if reason is None:
             plan, densities = self._plan(layer, query, key, value)
             if plan.mask is not None:
-                self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, query.device))
-                out = self._sparse(layer, plan, query, key, value, key_lengths)
+                out, ran = self._sparse(layer, plan, query, key, value, key_lengths)
+                densities = densities if ran is plan else ran.densities(self._site(layer).layout).to(query.device)
+                self._tally.count_sparse(ran, densities, self._backend_on(layer.expert, query.device))
                 return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
+        elif self._observes(reason, layer, query.device):
+            site = self._site(layer)
+            self.setting.method.observe(query, key, value, site, self._remembered(site))
         return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason)}"
 
     def _count_dense(self, reason: str | None) -> str:
@@ -293,7 +303,7 @@ class Session:
         if index < moment.plan.first_layer:
             return "in first layers"
         if moment.step < moment.plan.first_step:
-            return "in first steps"
+            return FIRST_STEPS
         if not moment.plan.is_sparse(moment.step, index):
             return "in last steps"
         return None if least == 0 else self._why_slower(layer, device)
@@ -317,9 +327,18 @@ class Session:
         site = self._site(layer)
         if self.setting.method.static:
             return self._statics.on(site, query.device)
-        state = self._state.setdefault((site.expert, site.branch, site.layer), {})
-        plan = self.setting.method.plan(query, key, value, site, state)
+        plan = self.setting.method.plan(query, key, value, site, self._remembered(site))
         return plan, plan.densities(site.layout)
+
+    def _observes(self, reason: str | None, layer: Layer, device: torch.device) -> bool:
+        """Whether the method learns from a call that is dense for `reason`: later ones of the layer will be sparse."""
+        if reason != FIRST_STEPS or not self.setting.method.observes:
+            return False
+        return self.setting.min_tokens == 0 or self._why_slower(layer, device) is None
+
+    def _remembered(self, site: Site, whose: str = "method") -> dict[str, Any]:
+        """What the method, or the compensation, remembers at a site."""
+        return self._state.setdefault((whose, site.expert, site.branch, site.layer), {})
 
     def _site(self, layer: Layer) -> Site:
         moment = self._moment
@@ -344,17 +363,24 @@ class Session:
 
     def _sparse(
         self, layer: Layer, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
-    ) -> Tensor:
-        setting = self.setting
-        call = functools.partial(
-            kernels.attention, query, key, value, plan, key_lengths=key_lengths, backend_name=setting.backend
-        )
-        out, _ = call(precision=setting.precision)
-        site = (layer.expert, layer.index)
-        if setting.precision is not None and site not in self._tally.errors:
+    ) -> tuple[Tensor, AttentionPlan]:
+        """The output of a sparse call, and the plan that ran."""
+        setting, site = self.setting, self._site(layer)
+        run = functools.partial(kernels.attention, query, key, value, key_lengths=key_lengths,
+                                backend_name=setting.backend)  # fmt: skip
+
+        def attention(plan: AttentionPlan, return_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+            return run(plan, return_lse=return_lse, precision=setting.precision)
+
+        if setting.compensation is None:
+            out = attention(plan)[0]
+        else:
+            state = self._remembered(site, "compensation")
+            out, plan = setting.compensation.attend(plan, query, key, value, key_lengths, site, state, attention)
+        if setting.precision is not None and (site.expert, site.layer) not in self._tally.errors:
             # Once per layer and run: the same call in the inputs' own type.
-            self._tally.errors[site] = debug.relative_error(out, call()[0])
-        return out
+            self._tally.errors[site.expert, site.layer] = debug.relative_error(out, run(plan)[0])
+        return out, plan
 
 
 def _expected(method: Method, layout: TokenLayout) -> Counts:

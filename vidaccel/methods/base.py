@@ -46,6 +46,8 @@ class Method(ABC):
     static: ClassVar[bool] = False
     """True where the plan depends on the site alone: then it is made once per `static_site` and q, k, v are None."""
 
+    observes: ClassVar[bool] = False
+    """True where `observe` is to see the calls that the schedule keeps dense at the start of a run."""
     alternatives: ClassVar[tuple[str, ...]] = ()
     """Options of which only one can be given: one that is given replaces another that a profile has."""
 
@@ -60,6 +62,10 @@ class Method(ABC):
             site: where the call happens.
             state: what this method remembers here; free to use.
         """
+
+    def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
+        """Learn from a call of the dense steps at the start of a run, of a layer that will be sparse; see `plan`."""
+        return
 
     def static_site(self, site: Site) -> Site:
         """The site whose plan serves `site`, for a static method: by default one for all of a layout.

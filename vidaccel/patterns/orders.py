@@ -118,7 +118,7 @@ def stride(layout: TokenLayout, name: str) -> int:
 
 
 def compact_tile(layout: TokenLayout, block: int) -> tuple[int, int, int]:
-    """A tile of at most `block` tokens, its sides as equal as powers of two and the grid let them be, the longest in time.
+    """A tile of at most `block` tokens, its sides as equal as powers of two and the grid allow, the longest in time.
 
     In natural order a block is a piece of a row or two: what its queries keep together is far wider than the window of
     each. In a compact tile all queries are near, so that a window of the same density reaches further.

@@ -1,0 +1,57 @@
+"""How much a method may keep: a density, a curve of densities over the run, or a share of the attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from vidaccel.site import Site
+
+Density = float | Sequence[Sequence[float]]
+
+
+def check_budget(density: Any, top_p: Any) -> None:
+    """Refuse what is no budget; None is one not given.
+
+    Raises:
+        ValueError: both, a number outside (0, 1], or a curve whose shares of the run do not rise from at least 0 to 1.
+    """
+    if density is not None and top_p is not None:
+        raise ValueError(f"give a density or top_p, not both: got {density!r} and {top_p!r}")
+    if top_p is not None and not _share(top_p):
+        raise ValueError(f"top_p {top_p!r} is outside (0, 1]")
+    if density is None or _share(density):
+        return
+    if not isinstance(density, Sequence) or isinstance(density, str) or not density:
+        raise ValueError(f"density {density!r} is outside (0, 1], or no curve ((share of the run, density), ...)")
+    if any(not isinstance(each, Sequence) or len(each) != 2 or not _share(each[1]) for each in density):
+        raise ValueError(f"a density curve has pairs (share of the run, density in (0, 1]), got {density!r}")
+    ends = [each[0] for each in density]
+    numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
+    if not numbers or ends[0] < 0 or ends[-1] != 1 or any(low >= high for low, high in pairwise(ends)):
+        raise ValueError(f"the shares of the run of a density curve rise from at least 0 to 1, got {ends}")
+
+
+def density_at(density: Density | None, site: Site) -> float | None:
+    """The density of a step; None where there is none.
+
+    Between the knots of a curve it runs straight, before the first one it stays. Step ``i`` of ``n`` is at share
+    ``i / (n - 1)``.
+
+    Raises:
+        ValueError: a curve in a run whose number of steps is unknown.
+    """
+    if density is None or isinstance(density, (int, float)):
+        return density
+    if site.steps is None:
+        raise ValueError("a density curve needs the number of steps of a run: pass num_inference_steps to enable")
+    at = site.step / max(1, site.steps - 1)
+    if at <= density[0][0]:
+        return density[0][1]
+    (x0, y0), (x1, y1) = next(pair for pair in pairwise(density) if at <= pair[1][0] or pair[1][0] == 1)
+    return y0 + (y1 - y0) * min(1.0, (at - x0) / (x1 - x0))
+
+
+def _share(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1

@@ -1,0 +1,96 @@
+"""What methods that choose keys from queries and keys have in common: budgets, and plans that serve several steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from vidaccel.methods.base import Method
+from vidaccel.methods.budget import check_budget, density_at
+from vidaccel.methods.checks import check_block, check_count
+from vidaccel.methods.drift import check_drift, drifted
+from vidaccel.plan import AttentionPlan
+from vidaccel.site import Site
+
+PLAN, PLANNED, WHAT = "plan", "planned", "what"
+"""What `Dynamic` keeps in a state: the last plan, the step that it was made at, and what it was made for."""
+
+
+@dataclass(frozen=True)
+class Dynamic(Method):
+    """A method whose plan is chosen from queries and keys, and kept for some steps.
+
+    Subclasses write `choose`. Batch rows and heads have patterns of their own; a plan for guidance branches, experts
+    and layers apart is the session's affair, which has a state for each.
+
+    Args:
+        density: video density over all heads of a batch row together, in (0, 1]: heads that need less give to those
+            that need more. Or a curve over the run: ``((0.3, 0.4), (1.0, 0.1))`` has 0.4 up to 30 % of the steps, from
+            there falls evenly, and ends at 0.1.
+        top_p: instead, the share of its estimated attention that each row of blocks keeps, in (0, 1].
+        block: tile size in tokens of queries and keys.
+        refresh: steps that a plan is kept for, at least 1.
+        drift: a plan is made anew before that as soon as the keys have changed by more than this relative to those it
+            was made from (see `vidaccel.methods.drift`); None never looks.
+
+    Raises:
+        ValueError: a value out of range, or both budgets.
+    """
+
+    alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p")
+    budget: ClassVar[Mapping[str, float]] = {"density": 0.25}
+    """Where neither is given."""
+
+    density: float | Sequence[Sequence[float]] | None = None
+    top_p: float | None = None
+    block: int = 128
+    refresh: int = 1
+    drift: float | None = None
+
+    def __post_init__(self) -> None:
+        check_budget(self.density, self.top_p)
+        check_block(self.block)
+        check_count("refresh", self.refresh)
+        check_drift(self.drift)
+        if self.density is None and self.top_p is None:
+            for name, value in self.budget.items():
+                object.__setattr__(self, name, value)
+
+    def plan(
+        self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
+    ) -> AttentionPlan:
+        assert query is not None and key is not None and value is not None
+        self.same(query, site, state)
+        due = PLAN not in state or site.step - state[PLANNED] >= self.refresh
+        # Looked at in any case: a signal is read a step after it was taken.
+        if drifted(self.drift, key, state, renew=due) or due:
+            state[PLAN], state[PLANNED] = self.choose(query, key, value, site, state), site.step
+        plan: AttentionPlan = state[PLAN]
+        return plan
+
+    @abstractmethod
+    def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
+        """A new plan; see `Method.plan`. Nothing may wait for the device."""
+
+    def same(self, query: Tensor, site: Site, state: dict[str, Any]) -> None:
+        """Empty a state that belongs to calls of another shape, type or device."""
+        what = (site.layout, query.shape, query.dtype, query.device)
+        if state.get(WHAT) != what:
+            state.clear()
+            state[WHAT] = what
+
+    def density_at(self, site: Site) -> float | None:
+        """The density of a step; None where `top_p` is the budget.
+
+        Raises:
+            ValueError: a curve in a run whose number of steps is unknown.
+        """
+        return density_at(self.density, site)
+
+    def with_notes(self, plan: AttentionPlan, *notes: str) -> AttentionPlan:
+        """A plan with notes of this method, named."""
+        return replace(plan, notes=(*plan.notes, *(f"{self.name}: {each}" for each in notes)))
