@@ -57,7 +57,6 @@ def worth(rows: list[dict[str, Any]]) -> float:
 
 def table(facts: dict[str, Any]) -> str:
     """The masses as a page of Markdown: a row for each layer and head."""
-
     def cell(rows: list[dict[str, Any]], layer: int, head: int, step: int) -> str:
         row = next(r for r in rows if (r["layer"], r["head"], r["step"]) == (layer, head, step))
         return " / ".join(f"{row[f'best_{share:.0%}']:.2f}" for share in SHARES)

@@ -23,14 +23,8 @@ GUIDED_FROM, GUIDED, SCALES = 0.4, 0.5, (1.0, 5.0)
 
 
 def loss_of(
-    family: Family,
-    model: Any,
-    average: dict[str, Tensor],
-    latents: Tensor,
-    text: Text,
-    nothing: Text,
-    generator: torch.Generator,
-    progress: float,
+    family: Family, model: Any, average: dict[str, Tensor], latents: Tensor, text: Text, nothing: Text,
+    generator: torch.Generator, progress: float,
 ) -> Tensor:
     """Mean squared error of the transformer's prediction at random noise levels.
 

@@ -116,10 +116,8 @@ class Measurement:
         self.parts.mkdir(parents=True, exist_ok=True)
         path, text = self.parts / "settings.json", to_json(self.settings, indent=1) + "\n"
         if path.exists() and json.loads(path.read_text()) != json.loads(text):
-            raise SystemExit(
-                f"{self.parts} holds the measurement of another model or setting, or by another vision: "
-                "choose another --out"
-            )
+            raise SystemExit(f"{self.parts} holds the measurement of another model or setting, or by another vision: "
+                             "choose another --out")
         write_text(path, text)
 
 

@@ -30,7 +30,9 @@ CROPS = ((0.65, (48, 48)), (1.0, (80, 112)))
 """Until which share of the budget: the crops' height and width. Small ones first: more steps in the time."""
 
 
-def crops(seed: int, crop: tuple[int, int], num_frames: int = CLIP_FRAMES, count: int = BATCH) -> torch.Tensor:
+def crops(
+    seed: int, crop: tuple[int, int], num_frames: int = CLIP_FRAMES, count: int = BATCH
+) -> torch.Tensor:
     """A batch of random crops, `[count, 3, num_frames, *crop]` in -1..1."""
     rng = np.random.default_rng(seed)
     out = np.empty((count, num_frames, *crop, 3), np.uint8)
@@ -38,7 +40,9 @@ def crops(seed: int, crop: tuple[int, int], num_frames: int = CLIP_FRAMES, count
         size = LARGE if rng.random() < 0.6 else SMALL
         # Clips of fewer frames move faster than 49-frame ones: a margin.
         length = int(rng.choice([max(17, num_frames), 33, 49]))
-        t, y, x = (int(rng.integers(n - m + 1)) for n, m in zip((length, *size), (num_frames, *crop), strict=True))
+        t, y, x = (
+            int(rng.integers(n - m + 1)) for n, m in zip((length, *size), (num_frames, *crop), strict=True)
+        )
         frames = render(sample_clip(int(rng.integers(2**31))), length, *size, span=(t, t + num_frames))
         out[slot] = frames[:, y : y + crop[0], x : x + crop[1]]
     return as_video(out)
@@ -131,7 +135,9 @@ def measure(vae: AutoencoderKLWan, seed: int, count: int = 12) -> dict[str, obje
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints and results")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=1_000_000)

@@ -60,7 +60,9 @@ Combination = tuple[str, str, str, str]
 """Shape, colour, direction and background of a clip's first object."""
 
 
-def caption(rng: np.random.Generator, objects: Sequence[tuple[str, str, str]], background: str, panning: bool) -> str:
+def caption(
+    rng: np.random.Generator, objects: Sequence[tuple[str, str, str]], background: str, panning: bool
+) -> str:
     """One random wording of a clip; motion, background and panning are left out now and then.
 
     Args:

@@ -118,14 +118,18 @@ def position(item: Item, phase: float, aspect: float) -> tuple[float, float]:
     return x + step[0] * offset, y + step[1] * offset
 
 
-def dataset(seed: int, count: int, num_frames: int, height: int, width: int) -> Iterator[tuple[np.ndarray, str]]:
+def dataset(
+    seed: int, count: int, num_frames: int, height: int, width: int
+) -> Iterator[tuple[np.ndarray, str]]:
     """Yield `count` pairs (frames, caption) for the seeds from `seed` upwards."""
     for index in range(seed, seed + count):
         clip = sample_clip(index)
         yield render(clip, num_frames, height, width), clip.text
 
 
-def _item(rng: np.random.Generator, kind: str, shape: str = "", color: str = "", motion: str = "") -> Item:
+def _item(
+    rng: np.random.Generator, kind: str, shape: str = "", color: str = "", motion: str = ""
+) -> Item:
     """An object of this kind of motion; what is not given is drawn."""
     shape = shape or str(rng.choice(SHAPES[1:] if kind == "rotate" else SHAPES))
     color = color or str(rng.choice(list(COLORS)))

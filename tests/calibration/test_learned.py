@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidaccel.calibration import learned
+from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.learned import cells, decay, key_rows, stripes
 from vidaccel.layout import TokenLayout
 from vidaccel.patterns import density_of, orders
@@ -14,6 +15,7 @@ from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.stripes import Stripes
 
 LAYOUT, BLOCK, SIDE = TokenLayout(8, 8, 8), 8, 64
+GRID = Grid(LAYOUT, 4, BLOCK, (1, 4))
 
 
 def test_the_order_of_a_head_is_found() -> None:
@@ -21,7 +23,7 @@ def test_the_order_of_a_head_is_found() -> None:
     mass = torch.full((6, SIDE, SIDE), 1 / SIDE, dtype=torch.float64)
     at = orders.AXES.index("WHF")
     mass[at] = 0.5 * torch.eye(SIDE) + 0.5 / SIDE
-    found = cells(mass, LAYOUT, BLOCK)
+    found = cells(mass, GRID)
     assert len(found) == learned.BEST_ORDERS * len(learned.LEVELS)
     for level, best in zip(learned.LEVELS, found[:: learned.BEST_ORDERS], strict=True):
         assert isinstance(best, Cells) and best.axes == "WHF"
@@ -33,7 +35,7 @@ def test_the_reach_of_a_head_is_found_and_is_the_same_on_other_grids() -> None:
     """A head of near rows and columns in all frames: its blocks are the nearest ones wherever they are counted."""
     near = torch.exp2(-(torch.arange(8)[:, None] - torch.arange(8)).abs().double())
     mass = torch.cat([torch.ones(64, dtype=torch.float64), near.flatten(), near.flatten()])
-    found = decay(mass, LAYOUT, BLOCK)
+    found = decay(mass, GRID)
     assert len(found) == learned.BEST_ORDERS * len(learned.LEVELS)
     for number, each in enumerate(found):
         assert isinstance(each, Decay) and each.density == learned.LEVELS[number // learned.BEST_ORDERS]
@@ -53,7 +55,7 @@ def test_the_keys_of_a_head_are_found() -> None:
     keys[2, 3], keys[5, 1] = 50.0, 40.0
     rows = key_rows(keys.flatten(), LAYOUT)
     torch.testing.assert_close(rows, keys.sum(-1))
-    found = stripes(rows, LAYOUT, BLOCK)
+    found = stripes(rows, GRID)
     assert len(found) == 2 * len(learned.LEVELS)
     for number, each in enumerate(found):
         assert isinstance(each, Stripes)

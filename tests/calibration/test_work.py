@@ -36,7 +36,6 @@ class Stop(Exception):
 
 def stopping_after(steps: int) -> Any:
     """A callback that fails at a step."""
-
     def progress(what: str, done: int, total: int) -> None:
         if done >= steps:
             raise Stop

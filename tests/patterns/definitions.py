@@ -186,10 +186,11 @@ DISTANCES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16]
 """The first of each bin of a decay, as far as the grids of the tests go."""
 
 
-def decay_level(table: bytes, learned: int, size: int, query: int, key: int) -> int:
+def decay_level(table: bytes, learned: int, size: int, query: int, key: int, stretched: bool) -> int:
     """One axis's part, from the bytes of its table: a row for each place, a column for each bin."""
     places, last = min(learned, 8), max(n for n, first in enumerate(DISTANCES) if first < learned)
-    bin_of = min(max(n for n, first in enumerate(DISTANCES) if first <= abs(key - query)), last)
+    away = math.floor(abs(key - query) * learned / size + 0.5) if stretched else abs(key - query)
+    bin_of = min(max(n for n, first in enumerate(DISTANCES) if first <= away), last)
     place = math.floor((query + 0.5) * places / size)
     return table[place * (2 * last + 1) + last + (bin_of if key >= query else -bin_of)]
 
@@ -210,14 +211,16 @@ def decay_blocks(each: Decay, layout: TokenLayout, sequence: Sequence, block: in
         chosen.append([(token.frame, token.row, token.column) for token in spread])
 
     def weight(query: tuple[int, ...], key: tuple[int, ...]) -> float:
-        levels = [decay_level(*axis) for axis in zip(tables, each.grid, sizes, query, key, strict=True)]
+        stretched = (False, *[each.unit == "frame"] * 2)
+        levels = [decay_level(*axis) for axis in zip(tables, each.grid, sizes, query, key, stretched, strict=True)]
         return float(2 ** (sum(levels) / 8))
 
     ranked = []
     for a, b in itertools.product(range(len(every)), repeat=2):
         if chosen[a] and chosen[b]:
             mean = sum(weight(x, y) for x in chosen[a] for y in chosen[b]) / samples**2
-            ranked.append((-math.inf if a == b else -mean, a, b))
+            forced = a == b or None in every[a] or None in every[b]
+            ranked.append((-math.inf if forced else -mean, a, b))
     kept = [[a == b for b in range(len(every))] for a in range(len(every))]
     total = 0
     for _, a, b in sorted(ranked):

@@ -34,11 +34,11 @@ def some(rows, columns, seed=0, share=0.2):
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) < share
 
 
-def learned(grid, axes, density, seed=0):
+def learned(grid, axes, density, seed=0, unit="tokens"):
     """A decay without structure: no two blocks have equal weights."""
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.rand(size, size, generator=generator, dtype=torch.float64) ** 4 for size in grid]
-    return Decay.of(weights, axes, density)
+    return Decay.of(weights, axes, density, unit)
 
 
 EXAMPLES = [
@@ -58,7 +58,8 @@ EXAMPLES = [
     Radial(0.0), Radial(0.6, 0.4, 0.5, 8), Radial(0.0, 0.0, 0.0, 16), Radial(3.0, 1.0, 1.0),
     Cells.of(some(6, 6)), Cells.of(some(5, 5, 2), "HWF"), Cells.of(some(1, 1), "WHF"), Cells.of(some(128, 128), "FWH"),
     learned((5, 3, 7), "FHW", 0.3), learned((4, 9, 13), "HWF", 0.4, 1), learned((1, 2, 1), "WFH", 0.2, 2),
-    learned((13, 6, 9), "HFW", 0.25, 3), learned((2, 4, 3), "FWH", 0.0), learned((5, 3, 7), "WHF", 1.0),
+    learned((13, 6, 9), "HFW", 0.25, 3), learned((2, 4, 3), "FWH", 0.0, unit="frame"),
+    learned((3, 5, 10), "HWF", 0.3, 4, "frame"), learned((5, 3, 7), "WHF", 1.0),
     Union((Band(0.05), Sink(0.2), Radial(0.2, 0.1, 0.0, 8))), Union((Temporal(), Band(0.1, "HWF"))), Union((Skip(),)),
     AtLeast(Skip(), 0.0), AtLeast(Skip(), 0.3), AtLeast(Window(0.4, 0.3), 0.4),
     AtLeast(Cells.of(some(6, 6), "HWF"), 1.0),
@@ -209,6 +210,7 @@ def test_large_grids_need_little_memory():
         (SMALL_DECAY | {"grid": [1, 2]}, "is not frames, rows and columns"),
         (SMALL_DECAY | {"grid": [1, 2, 5000]}, "grid=5000 is not a whole number from 1 to 4096"),
         (SMALL_DECAY | {"density": 1.5}, "density=1.5"),
+        (SMALL_DECAY | {"unit": "pixels"}, "unit='pixels' is neither tokens nor frame"),
         (SMALL_DECAY | {"axes": "up"}, "unknown token order 'up'"),
     ],
     ids=lambda value: str(value)[:40],

@@ -125,6 +125,10 @@ class Generations:
         schedule = self.families[site.expert].schedule(self.pipe, self.modules[site.expert])
         return schedule.resolve(site.steps, site.layers)
 
+    def unit(self, expert: str) -> str:
+        """In which an expert's position embeddings have distances."""
+        return self.families[expert].distance_unit(self.modules[expert])
+
     def first_layers(self) -> dict[str, int]:
         """The first layer of each expert that the model's family leaves sparse."""
         plans = {name: family.schedule(self.pipe, self.modules[name]) for name, family in self.families.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from vidaccel.calibration import library
 from vidaccel.layout import TokenLayout
+from vidaccel.patterns.decay import TOKENS
 from vidaccel.schedule import StepPlan
 from vidaccel.site import Site
 
@@ -22,15 +23,17 @@ class Grid:
     Args:
         steps: of the run.
         sparse: its sparse part, `first_step` to `end_step`.
+        unit: in which the model's position embeddings have distances, see `patterns.decay`.
     """
 
     layout: TokenLayout
     steps: int
     block: int
     sparse: tuple[int, int]
+    unit: str = TOKENS
 
     @classmethod
-    def of(cls, site: Site, plan: StepPlan, block: int | None) -> Grid:
+    def of(cls, site: Site, plan: StepPlan, block: int | None, unit: str = TOKENS) -> Grid:
         """The grid of a site whose schedule is `plan`.
 
         Raises:
@@ -39,7 +42,8 @@ class Grid:
         end = min(site.steps or 0, int(min(plan.end_step, 1 << 30)))
         if plan.first_step >= end:
             raise ValueError(f"a run of {site.steps} steps has none that the schedule leaves sparse: give more steps")
-        return cls(site.layout, site.steps or 0, block or library.block_for(site.layout), (plan.first_step, end))
+        block = block or library.block_for(site.layout)
+        return cls(site.layout, site.steps or 0, block, (plan.first_step, end), unit)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -49,7 +53,7 @@ class Grid:
     def from_dict(cls, values: dict[str, Any]) -> Grid:
         """A grid from what `to_dict` gives."""
         layout, sparse = TokenLayout(**values["layout"]), values["sparse"]
-        return cls(layout, values["steps"], values["block"], (sparse[0], sparse[1]))
+        return cls(layout, values["steps"], values["block"], (sparse[0], sparse[1]), values["unit"])
 
     @property
     def side(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from vidaccel.patterns.cells import Cells
 from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.stripes import MOST, Stripes
 
+if TYPE_CHECKING:
+    from vidaccel.calibration.grid import Grid
+
 LEVELS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7)
 BEST_ORDERS = 2
 """Orders of a head that are tried at each level: those in which it keeps most of its attention."""
@@ -29,18 +33,19 @@ WINDOWED = 0.5
 """Share of a stripes pattern's density that its local window has, where it has one."""
 
 
-def decay(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
+def decay(mass: Tensor, grid: Grid) -> list[Pattern]:
     """The blocks with most attention by distance at each level, in the best orders, those of 3-D tiles among them.
 
     Args:
         mass: fp64, of `measure.by_axis`.
     """
+    layout, block = grid.layout, grid.block
     sizes = (layout.frames, layout.height, layout.width)
     parts = zip(mass.split([size * size for size in sizes]), sizes, strict=True)
     weights = [part.view(size, size) / part.view(size, size).sum(1, keepdim=True).clamp(min=TINY)
                for part, size in parts]  # fmt: skip
     names = (*orders.AXES, "tile:{}x{}x{}".format(*orders.compact_tile(layout, block)))
-    made = [Decay.of(weights, name, 1.0) for name in names]
+    made = [Decay.of(weights, name, 1.0, grid.unit) for name in names]
     found: list[Pattern] = []
     for level in LEVELS:
         best = sorted(made, key=lambda each: -each.held(layout, block, level))[:BEST_ORDERS]
@@ -48,14 +53,14 @@ def decay(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
     return found
 
 
-def cells(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
+def cells(mass: Tensor, grid: Grid) -> list[Pattern]:
     """The densest cells of a head's map at each level, in the best orders.
 
     Args:
         mass: fp64 ``[orders, side, side]``, the mean share of a query in a cell that goes to the keys of another.
     """
     side = mass.shape[-1]
-    area = _weights(layout, block, side)
+    area = _weights(grid.layout, grid.block, side)
     found: list[Pattern] = []
     kept_of = [_densest(each, area) for each in mass]
     for level in LEVELS:
@@ -66,13 +71,13 @@ def cells(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
     return found
 
 
-def stripes(mass: Tensor, layout: TokenLayout, block: int) -> list[Pattern]:
+def stripes(mass: Tensor, grid: Grid) -> list[Pattern]:
     """The rows of the clip with most mass at each level, without and with a local window.
 
     Args:
         mass: fp64 ``[frames, rows]``, what all queries attend to.
     """
-    share = _stripe_density(mass, layout, block)
+    share = _stripe_density(mass, grid.layout, grid.block)
     order = mass.flatten().argsort(descending=True, stable=True)
     found: list[Pattern] = []
     for level, window in itertools.product(LEVELS, (0.0, WINDOWED)):
@@ -97,7 +102,7 @@ def key_rows(mass: Tensor, layout: TokenLayout) -> Tensor:
     return rows
 
 
-MAKERS: Mapping[str, tuple[str, Callable[[Tensor, TokenLayout, int], list[Pattern]]]] = {
+MAKERS: Mapping[str, tuple[str, Callable[[Tensor, Grid], list[Pattern]]]] = {
     "cells": ("mass", cells),
     "decay": ("axes", decay),
     "stripes": ("keys", stripes),

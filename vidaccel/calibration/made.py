@@ -48,6 +48,6 @@ def own_of(kinds: Sequence[str], maps: Mapping[str, Tensor], grid: Grid) -> Own:
             bands, layers, heads = tensor.shape[:3]
             for at in range(bands * layers * heads):
                 place = (expert, at // (layers * heads), at // heads % layers, at % heads)
-                made = make(tensor[place[1:]], grid.layout, grid.block)
+                made = make(tensor[place[1:]], grid)
                 own[place] = own.get(place, ()) + tuple(made)
     return own

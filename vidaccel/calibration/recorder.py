@@ -32,6 +32,9 @@ class Source(Protocol):
     def step_plan(self, site: Site) -> StepPlan:
         """Which steps are sparse."""
 
+    def unit(self, expert: str) -> str:
+        """In which the model's position embeddings have distances."""
+
     def factor(self, expert: str, layer: int) -> Tensor | None:
         """R factors of a layer's output projection, ``[heads, head_dim, head_dim]``."""
 
@@ -76,7 +79,8 @@ class Recorder:
             ValueError: the token grid has changed since the run's first call, or no step is sparse.
         """
         if self._grid is None:
-            self._grid = Grid.of(site, self.source.step_plan(site), self.settings.block)
+            unit = self.source.unit(site.expert)
+            self._grid = Grid.of(site, self.source.step_plan(site), self.settings.block, unit)
             self._sampled = self._grid.sampled(self.settings.bands, self.settings.steps_per_band)
         if site.layout != self._grid.layout:
             raise ValueError(f"the token grid changed from {self._grid.layout} to {site.layout} within a calibration")

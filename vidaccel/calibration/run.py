@@ -64,6 +64,7 @@ def calibrate(
     ).profile  # fmt: skip
 
 
+
 def measured(
     pipe: Any, prompts: Sequence[str], *, work: str | os.PathLike[str] | None, progress: Progress | None,
     generation_kwargs: Mapping[str, Any] | None, **options: Any,

@@ -7,7 +7,7 @@ import binascii
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -32,6 +32,8 @@ OCTAVE = 8
 LEAST_SAMPLED, MOST_SAMPLED, SAMPLED = 4, 8, 2048
 """Tokens of a tile whose weights stand for all of its tokens', and of all tiles together, between these limits."""
 KEPT = 16
+TOKENS, FRAME = "tokens", "frame"
+"""Units of distances along rows and columns; frames are always counted."""
 SCALED, HALVED = (16, 16, 16), 4.0
 """Grid of `Decay.scaled`, and the distance at which its weight halves."""
 
@@ -55,17 +57,18 @@ def shape(size: int) -> tuple[int, int]:
     return min(size, PLACES), 2 * reach(size) + 1
 
 
-def expand(table: Tensor, size: int) -> Tensor:
+def expand(table: Tensor, size: int, learned: int) -> Tensor:
     """The weight of each key for each query of an axis of any size: ``[size, size]``, queries first.
 
     Args:
-        table: ``[places, bins]``. A query's place is the part of the axis that it is in; distances are in tokens,
-            and those farther than the table's have its last bins.
+        table: ``[places, bins]``. A query's place is the part of the axis that it is in; distances are those of an axis
+            of `learned` tokens, and those farther than the table's have its last bins.
     """
     places, most = len(table), table.shape[1] // 2
     at = torch.arange(size)
     away = at - at[:, None]
-    bins = torch.searchsorted(torch.tensor(starts()), away.abs(), right=True) - 1
+    there = (2 * learned * away.abs() + size) // (2 * size)
+    bins = torch.searchsorted(torch.tensor(starts()), there, right=True) - 1
     place = (2 * at + 1) * places // (2 * size)
     return table[place[:, None], bins.clamp(max=most) * away.sign() + most]
 
@@ -78,7 +81,7 @@ def fitted(weights: Tensor) -> Tensor:
     """
     size = len(weights)
     places, bins = shape(size)
-    cell = expand(torch.arange(places * bins).view(places, bins), size).flatten()
+    cell = expand(torch.arange(places * bins).view(places, bins), size, size).flatten()
     mass = torch.zeros(places * bins, dtype=torch.float64).index_add_(0, cell, weights.flatten())
     pairs = torch.bincount(cell, minlength=places * bins).double()
     mass, pairs = mass.view(places, bins), pairs.view(places, bins)
@@ -91,8 +94,8 @@ def fitted(weights: Tensor) -> Tensor:
 class Decay(Rule):
     """The blocks with most weight, where a pair's weight is the product of one factor for each axis of the clip.
 
-    A factor depends on the distance between query and key in tokens, as attention with rotary embeddings does, and on
-    the part of the axis that the query is in. Measured are the mean attention of a frame's queries to each frame, of a
+    A factor depends on the distance between query and key, as attention with rotary embeddings does, and on the part
+    of the axis that the query is in. Measured are the mean attention of a frame's queries to each frame, of a
     row's to each row and of a column's to each column: their product is the nearest to a head's attention, in
     Kullback-Leibler divergence, of all products of such factors.
 
@@ -101,7 +104,9 @@ class Decay(Rule):
         grid: frames, rows and columns where it was learned, 1 to 4096 each.
         weights: base64 of a byte for each place and bin (see `shape`), frames first, then rows, then columns: eight
             levels to a factor of two.
-        density: video density, in [0, 1]; blocks on the diagonal are always kept.
+        unit: of distances along rows and columns on other grids: "tokens", or "frame" for models whose embeddings give
+            every size of frame the same coordinates, such as CogVideoX 1.0.
+        density: video density, in [0, 1]; the diagonal and blocks with text are always kept, and count.
 
     Raises:
         ValueError: a value out of range, no such order, or weights of another length.
@@ -113,10 +118,13 @@ class Decay(Rule):
     grid: tuple[int, ...]
     weights: str
     density: float
+    unit: str = TOKENS
 
     def __post_init__(self) -> None:
         orders.check(self.axes)
         check_share("density", self.density)
+        if self.unit not in (TOKENS, FRAME):
+            raise ValueError(f"unit={self.unit!r} is neither {TOKENS} nor {FRAME}")
         if not isinstance(self.grid, tuple) or len(self.grid) != 3:
             raise ValueError(f"grid={self.grid!r} is not frames, rows and columns")
         for size in self.grid:
@@ -128,9 +136,9 @@ class Decay(Rule):
         return self.axes
 
     @classmethod
-    def of(cls, weights: Sequence[Tensor], axes: str, density: float) -> Decay:
+    def of(cls, weights: Sequence[Tensor], axes: str, density: float, unit: str = TOKENS) -> Decay:
         """From each axis's mean weights, fp64 ``[size, size]``, at least 0 and of any scale, queries first."""
-        return cls(axes, tuple(map(len, weights)), _text(fitted(each) for each in weights), density)
+        return cls(axes, tuple(map(len, weights)), _text(fitted(each) for each in weights), density, unit)
 
     @classmethod
     def scaled(cls, share: float) -> Pattern:
@@ -140,7 +148,7 @@ class Decay(Rule):
 
     def blocks(self, layout: TokenLayout, block: int) -> Tensor:
         placed = orders.placed(layout, self.axes)
-        ranked, share = _ranked(self.axes, self.grid, self.weights, layout, block)
+        ranked, share = self._ranked(layout, block)
         kept = torch.zeros(len(ranked), dtype=torch.bool)
         kept[ranked[: int((share <= self.density + 1e-9).sum())]] = True
         tiles = math.isqrt(len(ranked))
@@ -148,37 +156,39 @@ class Decay(Rule):
 
     def held(self, layout: TokenLayout, block: int, density: float) -> float:
         """The share of the weight that its blocks would hold at a density."""
-        score = scores(self.axes, self.grid, self.weights, layout, block).flatten()
-        ranked, share = _ranked(self.axes, self.grid, self.weights, layout, block)
+        score = scores(self, layout, block).flatten()
+        ranked, share = self._ranked(layout, block)
         area = share.diff(prepend=share.new_zeros(1))
         mass = score[ranked].double() * area
         return float(mass[share <= density + 1e-9].sum() / mass.sum())
 
+    def _ranked(self, layout: TokenLayout, block: int) -> tuple[Tensor, Tensor]:
+        # One ranking serves every density.
+        return _ranked(replace(self, density=1.0), layout, block)
+
 
 @functools.lru_cache(KEPT)
-def _ranked(axes: str, grid: tuple[int, ...], weights: str, layout: TokenLayout, block: int) -> tuple[Tensor, Tensor]:
-    """The blocks by falling weight, those on the diagonal first, and the density of each with all before it."""
-    video = cover.video_in_tiles(orders.placed(layout, axes), block)
-    score = scores(axes, grid, weights, layout, block).fill_diagonal_(float("inf"))
+def _ranked(each: Decay, layout: TokenLayout, block: int) -> tuple[Tensor, Tensor]:
+    """The blocks by falling weight, those first that are always kept, and the density of each with all before it."""
+    placed = orders.placed(layout, each.axes)
+    video = cover.video_in_tiles(placed, block)
+    always = cover.with_text(torch.eye(len(video), dtype=torch.bool), placed, block)
+    score = scores(each, layout, block).masked_fill_(always, float("inf"))
     ranked = score.flatten().argsort(descending=True, stable=True)
     return ranked, (video[:, None] * video).flatten()[ranked].cumsum(0) / layout.video_tokens**2
 
 
-def scores(axes: str, grid: tuple[int, ...], weights: str, layout: TokenLayout, block: int) -> Tensor:
+def scores(each: Decay, layout: TokenLayout, block: int) -> Tensor:
     """Mean weight of the sampled pairs of each pair of tiles: fp32 ``[tiles, tiles]``."""
-    places = _sampled(layout, axes, block)
+    places, sizes = _sampled(layout, each.axes, block), (layout.frames, layout.height, layout.width)
+    learned = sizes if each.unit == TOKENS else (layout.frames, *each.grid[1:])
     tiles = -(-layout.tokens // block)
     found = torch.zeros((), dtype=torch.int32)
-    for table, size, place in zip(_levels(weights, grid), layout_sizes(layout), places, strict=True):
-        found = found + expand(table.int(), size)[place][:, place]
+    for table, size, there, place in zip(_levels(each.weights, each.grid), sizes, learned, places, strict=True):
+        found = found + expand(table.int(), size, there)[place][:, place]
     # Levels add up exactly: pairs of equal weight are equal here on every machine.
     found = torch.exp2((torch.arange(3 * 255 + 1) - 3 * 255) / OCTAVE)[found]
     return found.view(tiles, -1, tiles, found.shape[1] // tiles).mean((1, 3))
-
-
-def layout_sizes(layout: TokenLayout) -> tuple[int, int, int]:
-    """Frames, rows and columns."""
-    return layout.frames, layout.height, layout.width
 
 
 def _sampled(layout: TokenLayout, axes: str, block: int) -> tuple[Tensor, ...]:

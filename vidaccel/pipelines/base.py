@@ -135,6 +135,11 @@ class Family(ABC):
         config: Any = transformer.config
         return config.num_attention_heads, config.attention_head_dim
 
+    def distance_unit(self, transformer: nn.Module) -> str:
+        """What position embeddings measure distances along rows and columns in: "tokens", or "frame" where every size
+        of frame has the same coordinates."""
+        return "tokens"
+
     def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
         """Weight through which video outputs of the site at `index` leave: ``[out, heads * head_dim]``.
 

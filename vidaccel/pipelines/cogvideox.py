@@ -94,6 +94,11 @@ class CogVideoX(Family):
         size, depth = config.patch_size, config.patch_size_t or 1
         return TokenLayout(frames // depth, height // size, width // size, text_before=text)
 
+    def distance_unit(self, transformer: nn.Module) -> str:
+        # 1.0 stretches its rotary grid over the frame size that it was trained at; 1.5 counts tokens.
+        config: Any = transformer.config
+        return "tokens" if config.patch_size_t else "frame"
+
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Nothing is published for image to video here; as in Wan, it keeps more steps dense.
         config: Any = transformer.config
