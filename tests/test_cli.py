@@ -171,6 +171,8 @@ def test_ls_names_everything(miniature: Path) -> None:
     values = json_of("ls")
     assert set(values["methods"]) == set(METHODS) and "2506.19852" in values["methods"]["radial"]["paper"]
     assert "WanTransformer3DModel" in values["families"]["wan"]["transformers"]
+    assert values["compensations"]["centroid"]["options"] == ["kept_mb"]
+    assert "2505.22918" in values["compensations"]["residual"]["paper"]
     assert values["miniatures"] == ["miniature:wan"] and values["profiles"]
     text = run("ls")
     assert text.exit_code == 0 and "miniature:wan" in text.stdout and "decay" in text.stdout
@@ -246,6 +248,12 @@ def test_generate_in_fewer_bits_tells_their_error(folder: Path, tmp_path: Path) 
     assert values["sparse"]["precision"] == "int8" and 0 < values["sparse"]["precision_error"]["worst"] < 0.05
 
 
+def test_generate_with_a_compensation_tells_it(folder: Path, tmp_path: Path) -> None:
+    words = generate_words(folder, tmp_path / "clip.mp4", *RADIAL, "--compensation", "centroid")
+    values = json_of(*words, "--schedule", "dense_first_steps=1")
+    assert values["sparse"]["compensation"]["name"] == "centroid" and values["sparse"]["calls"]["sparse"] > 0
+
+
 def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     result = run("generate", "--model", "miniature:wan", "--prompt", PROMPT, "--out", tmp_path / "clip.mp4",
                  "--steps", 2)  # fmt: skip
@@ -262,6 +270,8 @@ def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path:
         (["--density", "2"], r"density 2.0 is outside \(0, 1\]"),
         (["--backend", "magic"], "unknown backend 'magic'; choose auto"),
         (["--precision", "int4"], "unknown precision 'int4'; choose int8, fp8"),
+        (["--compensation", "prayer"], "unknown compensation 'prayer'; choose centroid, residual"),
+        (["--method", "dense", "--compensation", "centroid"], "'dense' takes no --density, .* --compensation and"),
         (["--precision", "int8"], "cpu: it computes in the inputs' own type, not in int8"),
         (["--method", "dense", "--check-finite"], "'dense' takes no --density, --set, --schedule"),
         (["--schedule", "dense_first_steps=1.5"], "dense_first_steps=1.5"),

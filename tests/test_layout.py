@@ -23,22 +23,10 @@ def test_parse(text):
     assert TokenLayout.parse(text, text_after=3) == TokenLayout(21, 45, 80, text_after=3)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "21x45",
-        "21x45x80x2",
-        "0x45x80",
-        "21x0x80",
-        "-1x45x80",
-        "21X45X80",
-        "21x4.5x80",
-        "21 x45x80",
-        "axbxc",
-        "9999999999x1x1",
-    ],
-)
+@pytest.mark.parametrize("text", [
+    "", "21x45", "21x45x80x2", "0x45x80", "21x0x80", "-1x45x80", "21X45X80", "21x4.5x80", "21 x45x80", "axbxc",
+    "9999999999x1x1",
+])
 def test_parse_says_what_a_grid_is(text):
     with pytest.raises(ValueError, match="FRAMESxHEIGHTxWIDTH"):
         TokenLayout.parse(text)
@@ -58,14 +46,11 @@ def test_a_grid_has_at_least_one_token_a_side(field):
         TokenLayout(**{"frames": 1, "height": 1, "width": 1, field: 0})
 
 
-@pytest.mark.parametrize(
-    "layout, text",
-    [
-        (TokenLayout(2, 3, 4), "2x3x4"),
-        (TokenLayout(2, 3, 4, text_after=5), "2x3x4 + 5 text"),
-        (TokenLayout(2, 3, 4, text_before=5), "2x3x4 after 5 text"),
-        (TokenLayout(2, 3, 4, 5, 6), "2x3x4 after 5 text + 6 text"),
-    ],
-)
+@pytest.mark.parametrize("layout, text", [
+    (TokenLayout(2, 3, 4), "2x3x4"),
+    (TokenLayout(2, 3, 4, text_after=5), "2x3x4 + 5 text"),
+    (TokenLayout(2, 3, 4, text_before=5), "2x3x4 after 5 text"),
+    (TokenLayout(2, 3, 4, 5, 6), "2x3x4 after 5 text + 6 text"),
+])
 def test_str(layout, text):
     assert str(layout) == text

@@ -85,9 +85,8 @@ def test_row_of_range(case):
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_densities_are_counts(data):
-    layout = TokenLayout(
-        *(data.draw(st.integers(1, 4)) for _ in range(3)), data.draw(st.integers(0, 9)), data.draw(st.integers(0, 9))
-    )
+    layout = TokenLayout(*(data.draw(st.integers(1, 4)) for _ in range(3)), data.draw(st.integers(0, 9)),
+                         data.draw(st.integers(0, 9)))
     query_block, key_block = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
     tokens, patterns = layout.tokens, data.draw(st.integers(1, 3))
     shape = (patterns, -(-tokens // query_block), -(-tokens // key_block))
@@ -144,25 +143,21 @@ def test_memory_is_a_few_bytes_per_block():
     assert mask.nbytes < 4 * blocks.numel()
 
 
-@pytest.mark.parametrize(
-    "tiles",
-    [
-        [[(3, 3)], [], []],
-        [[(5, 4)], [], []],
-        [[(-1, 4)], [], []],
-        [[], [(8, 13)], []],
-        [[], [], [(4, 8), (0, 2)]],
-        [[(0, 5), (4, 8)], [], []],
-    ],
-)
+@pytest.mark.parametrize("tiles", [
+    [[(3, 3)], [], []],
+    [[(5, 4)], [], []],
+    [[(-1, 4)], [], []],
+    [[], [(8, 13)], []],
+    [[], [], [(4, 8), (0, 2)]],
+    [[(0, 5), (4, 8)], [], []],
+])
 def test_validate_names_bad_ranges(tiles):
     with pytest.raises(ValueError, match="range"):
         ranges_mask(*tiles).validate()
 
 
-@pytest.mark.parametrize(
-    "offsets", [[[0, 2, 1, 3]], [[1, 1, 2, 3]], [[0, 1, 2, 2]], [[0, 1, 2, 4]], [[0, 1, 1, 1], [2, 2, 3, 3]]]
-)
+@pytest.mark.parametrize("offsets", [[[0, 2, 1, 3]], [[1, 1, 2, 3]], [[0, 1, 2, 2]], [[0, 1, 2, 4]],
+                                     [[0, 1, 1, 1], [2, 2, 3, 3]]])
 def test_validate_names_bad_offsets(offsets):
     ranges = torch.tensor([[0, 1], [2, 3], [4, 5]], dtype=torch.int32)
     with pytest.raises(ValueError, match="rise from 0"):
@@ -175,44 +170,30 @@ def test_touching_ranges_and_ranges_of_different_tiles_are_valid():
     assert int(mask.to_dense().sum()) == 4 * (8 + 1 + 12)
 
 
-GOOD = {
-    "offsets": torch.zeros(1, 4, dtype=torch.int32),
-    "ranges": torch.zeros(0, 2, dtype=torch.int32),
-    "query_block": 4,
-    "key_block": 4,
-    "queries": 12,
-    "keys": 12,
-}
+GOOD = {"offsets": torch.zeros(1, 4, dtype=torch.int32), "ranges": torch.zeros(0, 2, dtype=torch.int32),
+        "query_block": 4, "key_block": 4, "queries": 12, "keys": 12}
 
 
-@pytest.mark.parametrize(
-    "field, bad, message",
-    [
-        ("offsets", torch.zeros(1, 4), "int32, got torch.float32"),
-        ("offsets", torch.zeros(1, 3, dtype=torch.int32), r"\[patterns, 4\], got \[1, 3\]"),
-        ("offsets", torch.zeros(4, dtype=torch.int32), r"\[patterns, 4\], got \[4\]"),
-        ("ranges", torch.zeros(0, 2, dtype=torch.int64), "int32"),
-        ("ranges", torch.zeros(0, 3, dtype=torch.int32), r"\[count, 2\], got \[0, 3\]"),
-        ("query_block", 0, "at least one token"),
-        ("key_block", 0, "at least one token"),
-        ("queries", 0, "at least one token"),
-        ("keys", 0, "at least one token"),
-    ],
-)
+@pytest.mark.parametrize("field, bad, message", [
+    ("offsets", torch.zeros(1, 4), "int32, got torch.float32"),
+    ("offsets", torch.zeros(1, 3, dtype=torch.int32), r"\[patterns, 4\], got \[1, 3\]"),
+    ("offsets", torch.zeros(4, dtype=torch.int32), r"\[patterns, 4\], got \[4\]"),
+    ("ranges", torch.zeros(0, 2, dtype=torch.int64), "int32"),
+    ("ranges", torch.zeros(0, 3, dtype=torch.int32), r"\[count, 2\], got \[0, 3\]"),
+    ("query_block", 0, "at least one token"),
+    ("key_block", 0, "at least one token"),
+    ("queries", 0, "at least one token"),
+    ("keys", 0, "at least one token"),
+])
 def test_fields_that_do_not_fit(field, bad, message):
     BlockMask(**GOOD)
     with pytest.raises(ValueError, match=message):
         BlockMask(**{**GOOD, field: bad})
 
 
-@pytest.mark.parametrize(
-    "blocks",
-    [
-        torch.ones(2, 3, dtype=torch.bool),
-        torch.ones(1, 3, 2, dtype=torch.bool),
-        torch.ones(1, 2, 3),
-    ],
-)
+@pytest.mark.parametrize("blocks", [
+    torch.ones(2, 3, dtype=torch.bool), torch.ones(1, 3, 2, dtype=torch.bool), torch.ones(1, 2, 3),
+])
 def test_block_maps_that_do_not_fit(blocks):
     with pytest.raises(ValueError, match=r"bool \[patterns, 2, 3\], got"):
         BlockMask.from_blocks(blocks, 16, 8, 30, 24)

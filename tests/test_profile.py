@@ -9,9 +9,12 @@ import os
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
+import vidaccel
 from tests.test_heads import table
+from tests.tiny import tiny_wan
 from vidaccel import architecture, strict
 from vidaccel import profile as profiles
+from vidaccel.compensation import compensation
 from vidaccel.methods import METHODS, ModelFacts
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
@@ -36,6 +39,19 @@ def test_round_trip(tmp_path):
         assert again == profile
         assert again.reference == str(tmp_path / "p.json")
         assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize("given", ["centroid", {"name": "residual", "refresh": 3}])
+def test_a_profile_sets_the_compensation_and_the_call_overrides_it(tmp_path, given):
+    Profile("radial", {"block": 16}, compensation=given).save(tmp_path / "p.json")
+    profile, pipe = Profile.load(tmp_path / "p.json"), tiny_wan()
+    assert profile.compensation == given
+    with vidaccel.enable(pipe, profile, min_tokens=0) as session:
+        assert session.setting.compensation == compensation(given)
+    with vidaccel.enable(pipe, profile, min_tokens=0, compensation={"name": "centroid", "kept_mb": 1}) as session:
+        assert session.setting.compensation == compensation({"name": "centroid", "kept_mb": 1})
+    with pytest.raises(ValueError, match="unknown compensation 'luck'; choose centroid, residual"):
+        vidaccel.enable(pipe, dataclasses.replace(profile, compensation="luck"))
 
 
 def test_a_file_has_only_what_there_is_and_short_lines(tmp_path):
@@ -194,6 +210,11 @@ HOSTILE = [
     (json.dumps({"format": 1, "method": "x" * 300}), "method is 'x+..., not a text of at most 256"),
     (json.dumps({"format": 1, "method": "radial", "source": "x" * 5000}), "source is 'x+..., not a text"),
     (json.dumps({"format": 1, "method": "radial", "y" * 5000: "x" * 5000}), "y+...='x+... does not belong"),
+    (START + ', "compensation": 3}', "compensation=3 does not belong"),
+    (START + ', "compensation": true}', "compensation=True does not belong"),
+    (START + ', "compensation": {}}', "compensation has 0 entries"),
+    (START + ', "compensation": {"kept_mb": 1}}', "compensation: name is None"),
+    (START + ', "compensation": {"name": "centroid", "kept_mb": [1]}}', r"compensation: 'kept_mb' is \[1\], not one"),
     (START + ', "heads": []}', r"heads=\[\] does not belong"),
     (START + ', "heads": {}}', "heads has no 'block'"),
     (START + ', "model": {}}', "not an object of 1 to 8 experts"),

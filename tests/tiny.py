@@ -52,50 +52,22 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_text_encoder() -> UMT5EncoderModel:
     """A one-layer UMT5 encoder of width `TEXT_DIM`."""
-    return UMT5EncoderModel(
-        UMT5Config(
-            vocab_size=len(WORDS),
-            d_model=TEXT_DIM,
-            d_kv=8,
-            d_ff=TEXT_DIM,
-            num_layers=1,
-            num_heads=4,
-            pad_token_id=0,
-            eos_token_id=1,
-        )
-    )
+    return UMT5EncoderModel(UMT5Config(vocab_size=len(WORDS), d_model=TEXT_DIM, d_kv=8, d_ff=TEXT_DIM, num_layers=1,
+                                       num_heads=4, pad_token_id=0, eos_token_id=1))
 
 
-def tiny_wan_transformer(
-    *, layers: int = 2, heads: int = 2, head_dim: int = 64, in_channels: int = 16, out_channels: int = 16, **config: Any
-) -> WanTransformer3DModel:
+def tiny_wan_transformer(*, layers: int = 2, heads: int = 2, head_dim: int = 64, in_channels: int = 16,
+                         out_channels: int = 16, **config: Any) -> WanTransformer3DModel:
     """A Wan transformer on its own, in eval mode; draws from torch's global generator."""
     return WanTransformer3DModel(
-        num_layers=layers,
-        num_attention_heads=heads,
-        attention_head_dim=head_dim,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        text_dim=TEXT_DIM,
-        freq_dim=32,
-        ffn_dim=64,
-        rope_max_seq_len=64,
-        **config,
+        num_layers=layers, num_attention_heads=heads, attention_head_dim=head_dim, in_channels=in_channels,
+        out_channels=out_channels, text_dim=TEXT_DIM, freq_dim=32, ffn_dim=64, rope_max_seq_len=64, **config,
     ).eval()
 
 
-def tiny_wan(
-    *,
-    layers: int = 2,
-    heads: int = 2,
-    head_dim: int = 64,
-    seed: int = 0,
-    two_experts: bool = False,
-    expand_timesteps: bool = False,
-    image: bool = False,
-    clip: bool = False,
-    last_image: bool = False,
-) -> WanPipeline | WanImageToVideoPipeline:
+def tiny_wan(*, layers: int = 2, heads: int = 2, head_dim: int = 64, seed: int = 0, two_experts: bool = False,
+             expand_timesteps: bool = False, image: bool = False, clip: bool = False,
+             last_image: bool = False) -> WanPipeline | WanImageToVideoPipeline:
     """A Wan pipeline with random weights, in eval mode, on the CPU in fp32.
 
     Args:
@@ -210,17 +182,8 @@ def _vae() -> AutoencoderKLWan:
 
 
 def _image_encoder() -> CLIPVisionModel:
-    return CLIPVisionModel(
-        CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            patch_size=16,
-            num_attention_heads=2,
-            image_size=32,
-            projection_dim=32,
-        )
-    )
+    return CLIPVisionModel(CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2, patch_size=16,
+                                            num_attention_heads=2, image_size=32, projection_dim=32))
 
 
 def _image_processor() -> CLIPImageProcessor:

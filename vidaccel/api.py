@@ -84,6 +84,7 @@ def enable(
     if min_tokens is not None and (not isinstance(min_tokens, int) or min_tokens < 0):
         raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
     precision = profile.precision if precision is None and profile else precision
+    compensation = profile.compensation if compensation is None and profile else compensation
     device = getattr(target, "_execution_device", None) or transformer.device
     kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
     setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite,

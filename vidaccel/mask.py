@@ -103,19 +103,44 @@ class BlockMask:
         offsets = torch.cat([mask.offsets + start for mask, start in zip(masks, before[:-1], strict=True)])
         return cls(offsets, torch.cat([mask.ranges for mask in masks]), *sizes)
 
+    @classmethod
+    def join(cls, masks: Sequence[BlockMask], index: Tensor, room: int) -> BlockMask:
+        """Patterns of several masks in any order; unlike with `stack`, nothing waits for a GPU.
+
+        Args:
+            masks: of one device, of equal query blocks and lengths. Of their key blocks the result has the smallest.
+            index: int ``[patterns of the new mask]`` on that device: pattern ``i`` of the result is pattern
+                ``index[i]`` of the masks one after the other. Not checked.
+            room: on a GPU, ranges that the result has place for: as many as it can need.
+
+        Raises:
+            ValueError: no mask, or some that do not fit together.
+        """
+        if not masks or len({(mask.query_block, mask.queries, mask.keys) for mask in masks}) > 1:
+            raise ValueError("masks to join have equal query blocks, queries and keys, and there is at least one")
+        before = [sum(len(mask.ranges) for mask in masks[:at]) for at in range(len(masks))]
+        offsets = torch.cat([mask.offsets + start for mask, start in zip(masks, before, strict=True)])
+        ranges, key_block = torch.cat([mask.ranges for mask in masks]), min(mask.key_block for mask in masks)
+        # Slack may stand between the masks' ranges here: picking closes the gaps.
+        pool = dataclasses.replace(masks[0], offsets=offsets, ranges=ranges, key_block=key_block, _copies={})
+        return pool._picked(index.long(), room)
+
     def pick(self, index: Tensor) -> BlockMask:
         """The mask whose pattern ``i`` is this one's pattern ``index[i]``; on a GPU nothing waits.
 
         Args:
             index: int ``[patterns of the new mask]`` on this mask's device, in ``[0, patterns)``, which is not checked.
         """
-        index = index.long()
+        # Room for the most that any pick can need.
+        return self._picked(index.long(), len(index) * self.most_ranges)
+
+    def _picked(self, index: Tensor, room: int) -> BlockMask:
+        """See `pick`; `room` is for the ranges of a mask on a GPU, where their number would be waited for."""
         counts = self.offsets[:, -1] - self.offsets[:, 0]
         ends = counts[index].cumsum(0, dtype=torch.int32)
         starts = ends - counts[index]
         offsets = self.offsets[index] - self.offsets[index, :1] + starts[:, None]
-        # Room for the most that any pick can need where their number would be waited for.
-        capacity = int(ends[-1]) if ends.device.type == "cpu" else len(index) * self.most_ranges
+        capacity = int(ends[-1]) if ends.device.type == "cpu" else room
         place = torch.arange(capacity, dtype=torch.int32, device=ends.device)
         lane = torch.searchsorted(ends, place, right=True).clamp_(max=len(index) - 1)
         source = (self.offsets[index[lane], 0] + place - starts[lane]).clamp_(max=len(self.ranges) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -87,6 +87,9 @@ class AttentionPlan:
     extra: ExtraKeys | None = None
     key_groups: Tensor | None = None
     notes: tuple[str, ...] = ()
+    # What was counted of this plan, by grid: one that serves several steps, or all, is counted once.
+    _lanes: dict[TokenLayout, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _shares: dict[TokenLayout, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = (self.query_order, self.key_order, self.extra, self.key_groups)
@@ -127,11 +130,26 @@ class AttentionPlan:
 
     def densities(self, layout: TokenLayout) -> Tensor:
         """What `density` says, in its order, as float64 ``[3]`` on the plan's device: nothing waits."""
+        if layout not in self._shares:
+            self._shares[layout] = self._counted(layout)
+        return self._shares[layout]
+
+    def video_densities(self, layout: TokenLayout) -> Tensor:
+        """The share of the video-video pairs that each pattern computes: float64 ``[patterns]`` on the plan's device.
+
+        Patterns are those of the mask, or of the orders where they have more; one where all heads share. Nothing waits.
+        """
+        if layout not in self._lanes:
+            self._lanes[layout] = torch.ones(1, dtype=torch.float64) if self.mask is None else _video(self, layout)
+        return self._lanes[layout]
+
+    def _counted(self, layout: TokenLayout) -> Tensor:
         if self.mask is None:
             return torch.ones(3, dtype=torch.float64)
-        extra = self.extra.groups / self.mask.keys if self.extra else 0.0
-        shares = torch.stack([_pairs(self.mask), _video_pairs(self, layout), _computed(self.mask)])
-        return shares + torch.tensor([0.0, 0.0, extra], dtype=torch.float64, device=shares.device)
+        computed = _computed(self.mask)
+        if self.extra is not None:
+            computed = computed + self.extra.groups / self.mask.keys
+        return torch.stack([_pairs(self.mask), self.video_densities(layout).mean(), computed])
 
 
 def index_of(order: Tensor, states: Tensor) -> Tensor:
@@ -163,21 +181,25 @@ def _computed(mask: BlockMask) -> Tensor:
     return keys.sum().double() * mask.query_block / (mask.patterns * mask.queries * mask.keys)
 
 
-def _video_pairs(plan: AttentionPlan, layout: TokenLayout) -> Tensor:
-    """Share of the video-video pairs that the plan keeps."""
+def _video(plan: AttentionPlan, layout: TokenLayout) -> Tensor:
+    """Share of the video-video pairs that each pattern of a plan keeps."""
     mask = plan.mask
     assert mask is not None
     queries, keys = (_video_before(plan.query_order, mask.queries, layout, mask.ranges.device),
                      _video_before(plan.key_order, mask.keys, layout, mask.ranges.device))  # fmt: skip
     # A shared mask with an order per head is a lane per order: each has its own text in its ranges.
     times = max(1, len(queries) // mask.patterns, len(keys) // mask.patterns)
-    lane, tile = mask.row_of_range() // mask.tiles, mask.row_of_range() % mask.tiles
-    lane = (lane[None] + mask.patterns * torch.arange(times, device=lane.device)[:, None]).flatten()
-    start, end, tile = (each.repeat(times) for each in (*mask.ranges.long().unbind(1), tile))
-    first, last = tile * mask.query_block, ((tile + 1) * mask.query_block).clamp(max=mask.queries)
+    row = mask.row_of_range()
+    lane, tile = row // mask.tiles, row % mask.tiles
+    lane = lane + mask.patterns * torch.arange(times, device=lane.device)[:, None]
+    (start, end), first = mask.ranges.long().unbind(1), tile * mask.query_block
+    last = (first + mask.query_block).clamp(max=mask.queries)
     rows = queries[lane % len(queries), last] - queries[lane % len(queries), first]
     columns = keys[lane % len(keys), end] - keys[lane % len(keys), start]
-    return (rows * columns).sum().double() / (times * mask.patterns * layout.video_tokens**2)
+    # Ranges of a pattern stand together: its sum is a difference of running sums, exact, in any order of the work.
+    upto = torch.nn.functional.pad((rows * columns).cumsum(1), (1, 0))
+    pairs = upto[:, mask.offsets[:, -1].long()] - upto[:, mask.offsets[:, 0].long()]
+    return pairs.flatten().double() / layout.video_tokens**2
 
 
 def _video_before(order: Tensor | None, tokens: int, layout: TokenLayout, device: torch.device) -> Tensor:

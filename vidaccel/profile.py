@@ -25,7 +25,7 @@ HEADS = "head_profile"
 REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
 WIDE = 110
 """Letters up to which a list or object of a file stays on one line."""
-MAX_MODELS, MAX_NAME, MAX_TEXT, MAX_TOKENS = 256, 256, 4096, 1 << 40
+MAX_MODELS, MAX_NAME, MAX_TEXT, MAX_OPTIONS, MAX_TOKENS = 256, 256, 4096, 64, 1 << 40
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Profile:
             refused for; None where it is for any.
         calibration: how the heads were measured, JSON-ready: prompts' hash, grid, versions and so on.
         heads: what was measured of every head, for the method "head_profile".
+        compensation: of what is skipped, as in `vidaccel.enable`: a name, or a mapping of ``name`` and options; None
+            for none.
         reference: what `read` finds it by again; empty for one in memory. No part of the file.
     """
 
@@ -57,6 +59,7 @@ class Profile:
     model: dict[str, dict[str, Any]] | None = None
     calibration: dict[str, Any] | None = None
     heads: HeadTable | None = None
+    compensation: str | dict[str, Any] | None = None
     reference: str = field(default="", compare=False)
 
     @classmethod
@@ -150,7 +153,7 @@ class Profile:
         """What is in its file, JSON-ready."""
         plain = {name: getattr(self, name) for name in TYPES}
         plain |= {"models": list(self.models), "heads": self.heads and self.heads.to_dict()}
-        absent = [name for name in ("model", "calibration", "heads") if plain[name] is None]
+        absent = [name for name in ("model", "calibration", "heads", "compensation") if plain[name] is None]
         return {"format": FORMAT} | {name: item for name, item in plain.items() if name not in absent}
 
     def check(self, models: Mapping[str, Facts]) -> None:
@@ -175,8 +178,8 @@ class Profile:
 
 TYPES: dict[str, Any] = {
     "method": str, "options": dict, "schedule": dict, "min_tokens": (int, type(None)), "models": list, "source": str,
-    "precision": (str, type(None)), "model": (dict, type(None)), "calibration": (dict, type(None)),
-    "heads": (dict, type(None)),
+    "precision": (str, type(None)), "compensation": (str, dict, type(None)), "model": (dict, type(None)),
+    "calibration": (dict, type(None)), "heads": (dict, type(None)),
 }  # fmt: skip
 """What a file may have, apart from its format."""
 
@@ -212,12 +215,30 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
         strict.string(f"{origin}: one of its models", name, MAX_NAME)
     if values.get("min_tokens") is not None:
         strict.whole(f"{origin}: min_tokens", values["min_tokens"], 0, MAX_TOKENS)
+    if values.get("compensation") is not None:
+        _check_compensation(f"{origin}: compensation", values["compensation"])
     if values.get("model") is not None:
         architecture.checked(f"{origin}: model", values["model"])
     if values.get("heads") is not None:
         read["heads"] = HeadTable.of(values["heads"], origin)
         _check_together(read, origin)
     return read
+
+
+def _check_compensation(where: str, value: str | dict[str, Any]) -> None:
+    """Refuse what is neither a name nor a name with plain options; `enable` knows which there are.
+
+    Raises:
+        ValueError: what was given.
+    """
+    if isinstance(value, str):
+        strict.string(where, value, MAX_NAME)
+        return
+    strict.listed(where, list(value), MAX_OPTIONS)
+    strict.string(f"{where}: name", value.get("name"), MAX_NAME)
+    for name, item in value.items():
+        if isinstance(item, (dict, list)):
+            raise ValueError(f"{where}: {strict.shown(name)} is {strict.shown(item)}, not one value")
 
 
 def _check_together(read: dict[str, Any], origin: str) -> None:

@@ -83,6 +83,11 @@ class StepPlan:
     end_step: float
     first_layer: int
 
+    @property
+    def any_sparse(self) -> bool:
+        """Whether any step is."""
+        return self.first_step < self.end_step
+
     def is_sparse(self, step: int, layer: int) -> bool:
         """Whether this layer of this step is sparse."""
         return self.first_step <= step < self.end_step and layer >= self.first_layer

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidaccel import debug, kernels
 from vidaccel.clock import Clock
 from vidaccel.compensation import Compensation
-from vidaccel.costs import DEFAULT_BLOCK, CostModel, Counts, default_for
+from vidaccel.costs import CostModel, default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
@@ -22,7 +22,7 @@ from vidaccel.pipelines.base import Call, Family, Mode, Processor
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule, StepPlan
 from vidaccel.site import Site
-from vidaccel.statics import StaticPlans
+from vidaccel.statics import StaticPlans, expected
 from vidaccel.summary import Summary, Tally
 
 ATTRIBUTE = "_vidaccel_session"
@@ -133,6 +133,8 @@ class Session:
         # Per instance, so that the caches die with the session.
         self._statics_of = functools.lru_cache(LAYOUTS_KEPT)(self._new_statics)
         self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
+        if not hasattr(owner, "scheduler"):
+            setting.method.check_steps(setting.steps)
 
     @property
     def family(self) -> Family:
@@ -191,12 +193,14 @@ class Session:
             setting.precision,
             self.runs,
             self._tally,
+            setting.compensation.to_dict() if setting.compensation is not None else None,
         )
 
     def begin(self, expert: Expert, timestep: float, layout: TokenLayout) -> None:
         """Take note of a transformer call: the run, step and guidance branch that it belongs to."""
         if self._clock.tick(timestep, self._timesteps()):
             self._begin_run()
+        self.setting.method.check_steps(self._clock.steps)
         plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers))
         branches, branch = expert.family.branches, self._clock.calls
         name = branches[branch] if branch < len(branches) else f"pass{branch}"
@@ -230,16 +234,17 @@ class Session:
             setting = self.setting
             if not setting.method.static or setting.precision is not None or setting.compensation is not None:
                 return Mode.BY_HANDLE
-            plan, densities = self._statics.on(self._site(layer), device)
+            site = self._site(layer)
+            plan = self._statics.on(site, device)
             if plan.extra is not None:
                 return Mode.BY_HANDLE
             if plan.mask is not None:
                 layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
-                self._tally.count_sparse(plan, densities, self._backend_on(layer.expert, device))
+                self._count_sparse(self._statics.made(site), site, device)
                 return Mode.STATIC
         if self._observes(reason, layer, device):
             return Mode.BY_HANDLE
-        self._count_dense(reason)
+        self._count_dense(reason, layer)
         return Mode.DENSE
 
     def attend(
@@ -265,22 +270,33 @@ class Session:
     ) -> tuple[Tensor, str]:
         reason = self._why_dense(layer, query.device)
         if reason is None:
-            plan, densities = self._plan(layer, query, key, value)
+            site, plan = self._site(layer), self._plan(layer, query, key, value)
             if plan.mask is not None:
                 out, ran = self._sparse(layer, plan, query, key, value, key_lengths)
-                densities = densities if ran is plan else ran.densities(self._site(layer).layout).to(query.device)
-                self._tally.count_sparse(ran, densities, self._backend_on(layer.expert, query.device))
+                known = self.setting.method.static and ran is plan
+                self._count_sparse(self._statics.made(site) if known else ran, site, query.device)
                 return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
         elif self._observes(reason, layer, query.device):
             site = self._site(layer)
             self.setting.method.observe(query, key, value, site, self._remembered(site))
-        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason)}"
+        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason, layer)}"
 
-    def _count_dense(self, reason: str | None) -> str:
+    def _count_sparse(self, plan: AttentionPlan, site: Site, device: torch.device) -> None:
+        """Count a sparse call on a device; the plan may be elsewhere."""
+        self._tally.count_sparse(plan, plan.densities(site.layout), self._backend_on(site.expert, device))
+        self._record(plan, site)
+
+    def _count_dense(self, reason: str | None, layer: Layer) -> str:
         """Count a dense call, None being the method's own plan; the reason in words."""
         words = reason or f"as {self.setting.method.name} planned"
         self._tally.count_dense(words, planned=reason is None)
+        if reason is None:
+            self._record(AttentionPlan(), self._site(layer))
         return words
+
+    def _record(self, plan: AttentionPlan, site: Site) -> None:
+        heads, _ = self.family.heads(self._modules[site.expert])
+        self._tally.record(site, plan.video_densities(site.layout), heads)
 
     def _check_place(self, layer: Layer, query: Tensor) -> None:
         moment = self._moment
@@ -297,8 +313,7 @@ class Session:
         assert moment is not None
         least = self.setting.min_tokens
         if least is not None and moment.layout.tokens < least:
-            few = f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={least}"
-            self._tally.note(few)
+            self._tally.note(f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={least}")
             return "under min_tokens"
         if index < moment.plan.first_layer:
             return "in first layers"
@@ -313,8 +328,8 @@ class Session:
         method, site, costs = self.setting.method, self._site(layer), self.setting.costs or default_for(device)
         heads, head_dim = self.family.heads(self._modules[layer.expert])
         if not method.static:
-            share = costs.share(_expected(method, site.layout), heads=heads, head_dim=head_dim)
-        elif self._statics.made(site)[0].mask is not None:
+            share = costs.share(expected(method, site), heads=heads, head_dim=head_dim)
+        elif self._statics.made(site).mask is not None:
             share = self._statics.share(site, costs, heads, head_dim)
         else:
             return None
@@ -323,16 +338,18 @@ class Session:
         self._tally.note_slower(share, costs.source)
         return "by the cost model"
 
-    def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> tuple[AttentionPlan, Tensor]:
-        site = self._site(layer)
-        if self.setting.method.static:
+    def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
+        method, site = self.setting.method, self._site(layer)
+        if method.static:
             return self._statics.on(site, query.device)
-        plan = self.setting.method.plan(query, key, value, site, self._remembered(site))
-        return plan, plan.densities(site.layout)
+        plan = method.plan(query, key, value, site, self._remembered(site))
+        self._tally.count_plan(method.reused(self._remembered(site)))
+        return plan
 
     def _observes(self, reason: str | None, layer: Layer, device: torch.device) -> bool:
         """Whether the method learns from a call that is dense for `reason`: later ones of the layer will be sparse."""
-        if reason != FIRST_STEPS or not self.setting.method.observes:
+        method, follows = self.setting.method, self._moment is not None and self._moment.plan.any_sparse
+        if reason != FIRST_STEPS or not follows or method.static or not method.observes:
             return False
         return self.setting.min_tokens == 0 or self._why_slower(layer, device) is None
 
@@ -381,13 +398,3 @@ class Session:
             # Once per layer and run: the same call in the inputs' own type.
             self._tally.errors[site.expert, site.layer] = debug.relative_error(out, run(plan)[0])
         return out, plan
-
-
-def _expected(method: Method, layout: TokenLayout) -> Counts:
-    """The least that a plan of a method which is not static can ask for, as far as its options tell."""
-    density, block = getattr(method, "density", None), getattr(method, "block", None)
-    return Counts.expected(
-        layout.tokens,
-        float(density) if isinstance(density, int | float) else 0.0,
-        block if isinstance(block, int) else DEFAULT_BLOCK,
-    )

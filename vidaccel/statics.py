@@ -1,13 +1,13 @@
-"""Plans of a static method: one for each site that it tells apart, made once, with what they cost on each device."""
+"""What is known before a call: the plans of a static method, made once, with what they cost; of others, the least."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from vidaccel.costs import CostModel
+from vidaccel.costs import DEFAULT_BLOCK, CostModel, Counts
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
+from vidaccel.methods.dynamic import Dynamic
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
 
@@ -21,29 +21,38 @@ class StaticPlans:
     def __init__(self, method: Method, layout: TokenLayout) -> None:
         self._method = method
         self._layout = layout
-        self._made: dict[Site, tuple[AttentionPlan, Tensor]] = {}
+        self._made: dict[Site, AttentionPlan] = {}
         self._moved: dict[tuple[Site, torch.device], AttentionPlan] = {}
         self._shares: dict[tuple[Site, CostModel], float] = {}
 
-    def made(self, site: Site) -> tuple[AttentionPlan, Tensor]:
-        """The plan that serves a site, where it was made, and its densities."""
+    def made(self, site: Site) -> AttentionPlan:
+        """The plan that serves a site, on the CPU: there its densities are counted."""
         place = self._method.static_site(site)
         if place not in self._made:
-            plan = self._method.plan(None, None, None, place, {})
-            self._made[place] = plan, plan.densities(self._layout)
+            self._made[place] = self._method.plan(None, None, None, place, {})
         return self._made[place]
 
-    def on(self, site: Site, device: torch.device) -> tuple[AttentionPlan, Tensor]:
-        """The plan that serves a site, on a device, and its densities."""
-        place, (plan, densities) = self._method.static_site(site), self.made(site)
+    def on(self, site: Site, device: torch.device) -> AttentionPlan:
+        """The plan that serves a site, on a device."""
+        place, plan = self._method.static_site(site), self.made(site)
         if (place, device) not in self._moved:
             self._moved[place, device] = plan.to(device)
-        return self._moved[place, device], densities
+        return self._moved[place, device]
 
     def share(self, site: Site, costs: CostModel, heads: int, head_dim: int) -> float:
         """Modelled time of the plan that serves a site over that of dense attention, for calls of so many heads."""
         place = self._method.static_site(site)
         if (place, costs) not in self._shares:
-            plan, _ = self.made(site)
-            self._shares[place, costs] = costs.cost(plan, self._layout, heads=heads, head_dim=head_dim)
+            self._shares[place, costs] = costs.cost(self.made(site), self._layout, heads=heads, head_dim=head_dim)
         return self._shares[place, costs]
+
+
+def expected(method: Method, site: Site) -> Counts:
+    """The least that a plan of a method which is not static can ask for, as far as its options tell."""
+    density = method.density_at(site) if isinstance(method, Dynamic) else getattr(method, "density", None)
+    block = getattr(method, "block", None)
+    return Counts.expected(
+        site.layout.tokens,
+        float(density) if isinstance(density, int | float) else 0.0,
+        block if isinstance(block, int) else DEFAULT_BLOCK,
+    )

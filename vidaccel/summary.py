@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan, Density
+from vidaccel.site import Site
+
+DIGITS = 4
+"""Of densities in records."""
+MOST_HEADS = 1024
+"""Records have a density of each head where all layers together have no more of them."""
+Place = tuple[str, str, int, int]
+"""Expert, branch, layer, step."""
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """Mean video density of the calls that were left to the method; None where no call was.
+
+    Args:
+        by_step: of each step of the run.
+        by_layer: by expert, of each layer.
+        by_head: by expert, of each head of each layer.
+    """
+
+    by_step: tuple[float | None, ...]
+    by_layer: dict[str, tuple[float | None, ...]]
+    by_head: dict[str, tuple[tuple[float, ...] | None, ...]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready and rounded; ``by_head`` is None where that would be long."""
+        heads = sum(len(layer) for layers in self.by_head.values() for layer in layers if layer)
+        return {"by_step": _rounded(self.by_step), "by_layer": _rounded(self.by_layer),
+                "by_head": _rounded(self.by_head) if heads <= MOST_HEADS else None}  # fmt: skip
+
+    def __str__(self) -> str:
+        steps = [value for value in self.by_step if value is not None]
+        layers = [(value, layer, expert) for expert, values in self.by_layer.items()
+                  for layer, value in enumerate(values) if value is not None]  # fmt: skip
+        (low, *least), (high, *most) = min(layers), max(layers)
+        places = [f"layer {layer}" + (f" of {expert}" if len(self.by_layer) > 1 else "")
+                  for layer, expert in (least, most)]  # fmt: skip
+        return (f"video density by step {steps[0]:.2f} -> {steps[-1]:.2f}, by layer {low:.2f} ({places[0]}) to "
+                f"{high:.2f} ({places[1]})")  # fmt: skip
 
 
 @dataclass
@@ -22,8 +64,8 @@ class Tally:
     """Dense calls by reason."""
     whole: int = 0
     """Of the dense calls, those that the method planned so."""
-    total: Tensor | None = None
-    """Sum of the sparse calls' `AttentionPlan.densities`; on a GPU it waits there until someone asks."""
+    totals: dict[torch.device, Tensor] = field(default_factory=dict)
+    """Sum of the sparse calls' `AttentionPlan.densities` where they are; on a GPU it waits there until someone asks."""
     mask: BlockMask | None = None
     """Of the last sparse call; not its plan, which may hold orders and keys of a GPU."""
     errors: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -34,6 +76,14 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     slower: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Least and most modelled time of sparse calls over dense ones, of calls that stayed dense for it, by source."""
+    made: int = 0
+    """Plans that a method made in its calls; static ones are not counted."""
+    reused: int = 0
+    """Calls that ran on the plan of an earlier one."""
+    lanes: dict[Place, Tensor] = field(default_factory=dict)
+    """`AttentionPlan.video_densities` of each call that was left to the method; on a GPU they wait there, too."""
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Layers and heads of each expert of those calls."""
 
     def note(self, text: str) -> None:
         """Remember a remark once."""
@@ -53,10 +103,42 @@ class Tally:
     def count_sparse(self, plan: AttentionPlan, densities: Tensor, backend: str) -> None:
         """Count one sparse call."""
         self.sparse += 1
-        self.total = densities if self.total is None else self.total + densities
-        self.mask, self.backend = plan.mask, backend
+        self.totals[densities.device] = self.totals.get(densities.device, 0) + densities
+        self.mask, self.backend = plan.mask or self.mask, backend
         for note in plan.notes:
             self.note(note)
+
+    def count_plan(self, reused: bool) -> None:
+        """Count a plan that a method gave for a call: new, or one that it had chosen in an earlier call."""
+        self.made, self.reused = self.made + (not reused), self.reused + reused
+
+    def record(self, site: Site, lanes: Tensor, heads: int) -> None:
+        """Remember the video densities of a call's patterns: one, or `heads` for each batch row."""
+        self.lanes[site.expert, site.branch, site.layer, site.step] = lanes
+        self.shapes[site.expert] = (site.layers, heads)
+
+    def achieved(self) -> Achieved | None:
+        """What the calls that were left to the method kept, by step, layer and head; None without any."""
+        if not self.lanes:
+            return None
+        heads = {place: _by_head(lanes, self.shapes[place[0]][1]) for place, lanes in _on_cpu(self.lanes).items()}
+        # Experts may differ in their number of heads.
+        steps = _means({place: each.mean(0) for place, each in heads.items()}, lambda place: place[3])
+        layers = _means(heads, lambda place: (place[0], place[2]))
+        run = range(max(self.steps or 0, max(steps) + 1))
+        every = {expert: [layers.get((expert, layer)) for layer in range(count)]
+                 for expert, (count, _) in self.shapes.items()}  # fmt: skip
+        return Achieved(
+            tuple(_mean(steps.get(step)) for step in run),
+            {expert: tuple(map(_mean, values)) for expert, values in every.items()},
+            {expert: tuple(None if each is None else tuple(each.tolist()) for each in values)
+             for expert, values in every.items()},
+        )  # fmt: skip
+
+    @property
+    def total(self) -> Tensor | None:
+        """Sum of the sparse calls' densities on the CPU; None without any. Waits for a GPU."""
+        return torch.stack([each.cpu() for each in self.totals.values()]).sum(0) if self.totals else None
 
     @property
     def remarks(self) -> list[str]:
@@ -71,15 +153,16 @@ class Tally:
     @property
     def density(self) -> Density | None:
         """Mean over the calls that were left to the method, those included that it planned dense."""
-        if self.total is None:
+        if (total := self.total) is None:
             return None
-        return Density(*((self.total + self.whole) / (self.sparse + self.whole)).tolist())
+        return Density(*((total + self.whole) / (self.sparse + self.whole)).tolist())
 
     @property
     def all_calls(self) -> float:
         """Mean density over dense and sparse calls: the share of dense attention's work that the run did."""
         calls = self.sparse + sum(self.dense.values())
-        attended = 0.0 if self.total is None else float(self.total[0])
+        total = self.total
+        attended = 0.0 if total is None else float(total[0])
         return (attended + sum(self.dense.values())) / calls if calls else 1.0
 
     @property
@@ -105,6 +188,7 @@ class Summary:
         precision: of sparse calls; None for the model's own type.
         runs: generations seen.
         tally: counts of the last run.
+        compensation: name and options of what makes up for skipped keys; None where nothing does.
     """
 
     family: str
@@ -116,16 +200,21 @@ class Summary:
     precision: str | None
     runs: int
     tally: Tally
+    compensation: dict[str, Any] | None = None
 
     @property
     def mask(self) -> BlockMask | None:
         """The mask of the last sparse call."""
         return self.tally.mask
 
+    def densities(self) -> Achieved | None:
+        """What the last run kept by step, layer and head, where the method chose; None where it chose nowhere."""
+        return self.tally.achieved()
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values; `density` and `layout` are None before a run."""
+        """Everything as JSON-ready values; `density`, `densities` and `layout` are None before a run."""
         tally = self.tally
-        mean = tally.density
+        mean, achieved = tally.density, tally.achieved()
         density = dataclasses.asdict(mean) | {"all_calls": tally.all_calls} if mean else None
         return {
             "family": self.family,
@@ -136,18 +225,24 @@ class Summary:
             "requested_backend": self.requested_backend,
             "precision": self.precision,
             "precision_error": tally.error,
+            "compensation": self.compensation,
             "runs": self.runs,
             "steps": tally.steps,
             "layout": dataclasses.asdict(tally.layout) if tally.layout else None,
             "calls": {"sparse": tally.sparse, "dense": sum(tally.dense.values())},
             "dense_calls": dict(tally.dense),
             "density": density,
+            "densities": achieved.to_dict() if achieved else None,
+            "plans": {"made": tally.made, "reused": tally.reused},
             "notes": tally.remarks,
         }
 
     def __str__(self) -> str:
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items() if value is not None)
-        lines = [f"{self.method}({options}) on {self.family}, backend {self.tally.backend or self.requested_backend}"]
+        parts = [(self.method, self.options)]
+        if self.compensation is not None:
+            parts.append((self.compensation["name"], self.compensation["options"]))
+        chosen = "+".join(f"{name}({_listed(options)})" for name, options in parts)
+        lines = [f"{chosen} on {self.family}, backend {self.tally.backend or self.requested_backend}"]
         lines += [f"schedule: {', '.join(f'{name} {value:g}' for name, value in self.schedule.items())}"]
         lines += self._run_lines() if self.runs else ["no run yet"]
         return "\n".join(lines)
@@ -164,6 +259,10 @@ class Summary:
                 f"video density {density.video_density:.4f} where the method chose; the run's attention did "
                 f"{tally.all_calls:.4f} of the dense work"
             )
+        if (achieved := tally.achieved()) is not None:
+            lines.append(str(achieved))
+        if tally.made:
+            lines.append(f"plans made {tally.made}, reused {tally.reused}")
         if (error := tally.error) is not None:
             lines.append(
                 f"precision {self.precision}: outputs differ from the model's own type by {error['mean']:.2%} on "
@@ -171,3 +270,44 @@ class Summary:
                 f"{error['worst_at']['expert']}), in each layer's first sparse call"
             )
         return lines + [f"note: {note}" for note in tally.remarks]
+
+
+def _rounded(value: Any) -> Any:
+    """Densities in whatever lists and dictionaries, rounded, JSON-ready."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [_rounded(each) for each in value]
+    return value if value is None else round(value, DIGITS)
+
+
+def _on_cpu(lanes: dict[Place, Tensor]) -> dict[Place, Tensor]:
+    """The same on the CPU, by one copy from each device."""
+    moved: dict[Place, Tensor] = {}
+    for device in {each.device for each in lanes.values()}:
+        there = {place: each for place, each in lanes.items() if each.device == device}
+        parts = torch.cat(list(there.values())).cpu().split([len(each) for each in there.values()])
+        moved |= dict(zip(there, parts, strict=True))
+    return moved
+
+
+def _by_head(lanes: Tensor, heads: int) -> Tensor:
+    """The mean of each head over batch rows: float64 ``[heads]``."""
+    return lanes.view(-1, heads).mean(0) if len(lanes) > 1 else lanes.expand(heads)
+
+
+def _means(heads: dict[Place, Tensor], group: Callable[[Place], Group]) -> dict[Group, Tensor]:
+    """The mean of each head over the calls of a group."""
+    grouped: dict[Group, list[Tensor]] = {}
+    for place, each in heads.items():
+        grouped.setdefault(group(place), []).append(each)
+    return {name: torch.stack(each).mean(0) for name, each in grouped.items()}
+
+
+def _mean(heads: Tensor | None) -> float | None:
+    return None if heads is None else float(heads.mean())
+
+
+def _listed(options: dict[str, Any]) -> str:
+    """Options in words, without those that are not set."""
+    return ", ".join(f"{name}={value}" for name, value in options.items() if value is not None)

@@ -14,16 +14,8 @@ from vidaccel.eval.sources import Source
 class Pipeline:
     """A pipeline's signature: planning loads none."""
 
-    def __call__(
-        self,
-        prompt: str,
-        negative_prompt: str | None = None,
-        height: int = 480,
-        width: int = 832,
-        num_frames: int = 81,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
-    ) -> None: ...
+    def __call__(self, prompt: str, negative_prompt: str | None = None, height: int = 480, width: int = 832,
+                 num_frames: int = 81, num_inference_steps: int = 50, guidance_scale: float = 5.0) -> None: ...
 
 
 class ImagePipeline(Pipeline):

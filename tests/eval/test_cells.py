@@ -41,6 +41,28 @@ def test_a_random_method_is_not_its_own_baseline() -> None:
     assert [cell.label for cell in cells] == ["dense", "random", "fewer-steps for random"]
 
 
+def test_a_method_with_and_without_compensation_are_cells_of_their_own() -> None:
+    residual = {"name": "residual", "refresh": 3}
+    entries = ["radial", *({"name": "radial", "compensation": each} for each in ("centroid", "residual", residual))]
+    cells = plan({"method": entries, "density": 0.2})
+    assert [cell.label for cell in cells] == ["radial", "radial+centroid", "radial+residual",
+                                              "radial+residual(refresh=3)"]  # fmt: skip
+    assert len({cell.key for cell in cells}) == len({cell.row for cell in cells}) == 4
+    assert "radial-residual-0.2" in cells[3].name and cells[0].reference == cells[1].reference
+    # One without keeps the hash that it had when there was none.
+    assert "compensation" not in cells[0].config and cells[1].config["compensation"]["name"] == "centroid"
+
+
+def test_compensation_of_an_eval_is_for_methods_without_their_own() -> None:
+    methods = ["dense", {"name": "radial", "block": 16}, {"name": "radial", "compensation": "residual"}]
+    cells = plan({"method": methods, "compensation": "centroid", "baselines": ["random"]})
+    assert [cell.label for cell in cells] == ["dense", "radial(block=16)+centroid",
+                                              "random for radial(block=16)+centroid", "radial+residual",
+                                              "random for radial+residual"]  # fmt: skip
+    assert [cell.compensation is None for cell in cells] == [True, False, True, False, True]
+    assert len({cell.key for cell in cells}) == 5
+
+
 def test_quick_takes_four_prompts_and_latents() -> None:
     cells = plan({"quick": True, "prompt": list("abcdef")})
     assert [cell.prompt for cell in cells] == list("abcd")

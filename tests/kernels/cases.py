@@ -82,9 +82,8 @@ def band(tokens: int, block: int, width: int) -> BlockMask:
     return BlockMask.from_blocks(((index[:, None] - index).abs() <= width)[None], block, block, tokens, tokens)
 
 
-def scattered(
-    tokens: int, query_block: int, key_block: int, density: float, patterns: int = 1, keys: int | None = None
-) -> BlockMask:
+def scattered(tokens: int, query_block: int, key_block: int, density: float, patterns: int = 1,
+              keys: int | None = None) -> BlockMask:
     """Random blocks; some tiles may have none."""
     keys = tokens if keys is None else keys
     generator = torch.Generator().manual_seed(tokens + patterns)
@@ -160,9 +159,8 @@ PLAN_CASES = {
     "one extra key per batch row and head": Case(band(100, 16, 1), batch=2, groups=1, bias_patterns=4),
     "extra keys and rows that see nothing": Case(_empty_rows(), groups=5),
     "extra keys alone": Case(from_rows([[[], [], []]], 16, 40, 40), groups=12),
-    "orders and extra keys": Case(
-        scattered(150, 16, 16, 0.2, 2), batch=2, query_rows=2, key_rows=2, groups=20, bias_patterns=2
-    ),
+    "orders and extra keys": Case(scattered(150, 16, 16, 0.2, 2), batch=2, query_rows=2, key_rows=2, groups=20,
+                                  bias_patterns=2),
 }
 """Plans with orders and extra keys."""
 

@@ -110,15 +110,11 @@ def test_full_mask_is_the_dense_call_bit_for_bit():
     assert counted.pairs == 2 * 4 * 300 * 300
 
 
-@pytest.mark.parametrize(
-    "mask, most",
-    [
-        (band(4096, 128, 3), 1.02),
-        (scattered(2048, 128, 128, 0.2), 1.1),
-        (scattered(1024, 64, 64, 0.2, 4), 1.15),
-    ],
-    ids=["band", "scattered", "pattern per head"],
-)
+@pytest.mark.parametrize("mask, most", [
+    (band(4096, 128, 3), 1.02),
+    (scattered(2048, 128, 128, 0.2), 1.1),
+    (scattered(1024, 64, 64, 0.2, 4), 1.15),
+], ids=["band", "scattered", "pattern per head"])
 def test_skips_the_blocks(mask, most):
     query = torch.randn(1, mask.queries, 4, 64)
     with Pairs() as counted:

@@ -16,9 +16,8 @@ from vidaccel.plan import AttentionPlan, BlockMask
 
 
 def run(case, query, key, value, scale=0.3, return_lse=True):
-    return flex.attention(
-        query, key, value, AttentionPlan(case.mask), key_lengths=case.key_lengths, scale=scale, return_lse=return_lse
-    )
+    return flex.attention(query, key, value, AttentionPlan(case.mask), key_lengths=case.key_lengths, scale=scale,
+                          return_lse=return_lse)
 
 
 def stretched(tiles, size, length):
@@ -187,30 +186,14 @@ def test_refuses_what_it_cannot_run():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "name",
-    [
-        "full with ragged tails",
-        "scattered, larger key blocks",
-        "unaligned ranges",
-        "pattern per batch and head",
-        "empty rows",
-        "key lengths per pattern",
-    ],
-)
+@pytest.mark.parametrize("name", ["full with ragged tails", "scattered, larger key blocks", "unaligned ranges",
+                                  "pattern per batch and head", "empty rows", "key lengths per pattern"])
 def test_on_a_gpu(name):
     case = CASES[name]
     query, key, value = case.inputs(torch.float16)
     lengths = None if case.key_lengths is None else case.key_lengths.cuda()
-    out, lse = flex.attention(
-        query.cuda(),
-        key.cuda(),
-        value.cuda(),
-        AttentionPlan(case.mask.to("cuda")),
-        key_lengths=lengths,
-        scale=0.3,
-        return_lse=True,
-    )
+    out, lse = flex.attention(query.cuda(), key.cuda(), value.cuda(), AttentionPlan(case.mask.to("cuda")),
+                              key_lengths=lengths, scale=0.3, return_lse=True)
     expected, expected_lse = brute_force(case, query, key, value, 0.3)
     assert relative_error(out.cpu(), expected) < 1e-2
     torch.testing.assert_close(lse.cpu().double(), expected_lse, rtol=1e-2, atol=1e-2)

@@ -16,16 +16,14 @@ BACKENDS = ["reference", "cpu", "flex"]
 def test_equals_brute_force(name, backend):
     case = PLAN_CASES[name]
     query, key, value = case.inputs()
-    out, lse = attention(
-        query, key, value, case.plan(), key_lengths=case.key_lengths, scale=0.3, return_lse=True, backend_name=backend
-    )
+    out, lse = attention(query, key, value, case.plan(), key_lengths=case.key_lengths, scale=0.3, return_lse=True,
+                         backend_name=backend)
     expected, expected_lse = brute_force(case, query, key, value, 0.3)
     assert out.dtype == query.dtype and out.shape == query.shape and lse.shape == expected_lse.shape
     assert relative_error(out, expected) < 1e-6
     torch.testing.assert_close(lse.double(), expected_lse, rtol=1e-6, atol=1e-5)
-    alone, none = attention(
-        query, key, value, case.plan(), key_lengths=case.key_lengths, scale=0.3, backend_name=backend
-    )
+    alone, none = attention(query, key, value, case.plan(), key_lengths=case.key_lengths, scale=0.3,
+                            backend_name=backend)
     assert none is None
     torch.testing.assert_close(alone, out)
 
@@ -42,14 +40,8 @@ def test_bf16(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_slack_after_the_ranges_counts_for_nothing(backend):
     mask = CASES["pattern per head"].mask
-    roomy = BlockMask(
-        mask.offsets,
-        torch.cat([mask.ranges, mask.ranges.new_zeros(7, 2)]),
-        mask.query_block,
-        mask.key_block,
-        mask.queries,
-        mask.keys,
-    )
+    roomy = BlockMask(mask.offsets, torch.cat([mask.ranges, mask.ranges.new_zeros(7, 2)]), mask.query_block,
+                      mask.key_block, mask.queries, mask.keys)
     query, key, value = CASES["pattern per head"].inputs()
     out, _ = attention(query, key, value, roomy, backend_name=backend)
     torch.testing.assert_close(out, attention(query, key, value, mask, backend_name=backend)[0])
@@ -59,21 +51,14 @@ def permutation(rows, tokens):
     return torch.rand(rows, tokens).argsort(dim=1).int()
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"query_order": permutation(3, 96)}, "3 rows of query_order do not fit 2 batch rows of 2 heads"),
-        ({"key_order": permutation(3, 96)}, "3 rows of key_order do not fit"),
-        (
-            {"extra": ExtraKeys(torch.zeros(2, 5, 2, 16), torch.zeros(2, 5, 2, 16), torch.zeros(3, 6, 5))},
-            "3 patterns of the extra keys' bias do not fit",
-        ),
-        (
-            {"extra": ExtraKeys(torch.zeros(1, 5, 2, 16), torch.zeros(1, 5, 2, 16), torch.zeros(1, 6, 5))},
-            r"extra keys are torch.float32 \[2, 5, 2, 16\], got torch.float32 \[1, 5, 2, 16\]",
-        ),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"query_order": permutation(3, 96)}, "3 rows of query_order do not fit 2 batch rows of 2 heads"),
+    ({"key_order": permutation(3, 96)}, "3 rows of key_order do not fit"),
+    ({"extra": ExtraKeys(torch.zeros(2, 5, 2, 16), torch.zeros(2, 5, 2, 16), torch.zeros(3, 6, 5))},
+     "3 patterns of the extra keys' bias do not fit"),
+    ({"extra": ExtraKeys(torch.zeros(1, 5, 2, 16), torch.zeros(1, 5, 2, 16), torch.zeros(1, 6, 5))},
+     r"extra keys are torch.float32 \[2, 5, 2, 16\], got torch.float32 \[1, 5, 2, 16\]"),
+])
 def test_plan_that_does_not_fit_the_call(change, message):
     query = torch.zeros(2, 96, 2, 16)
     plan = AttentionPlan(scattered(96, 16, 16, 0.5), **change)

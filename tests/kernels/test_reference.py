@@ -12,9 +12,8 @@ from vidaccel.kernels import attention
 def test_equals_brute_force(name):
     case = CASES[name]
     query, key, value = case.inputs()
-    out, lse = attention(
-        query, key, value, case.mask, key_lengths=case.key_lengths, scale=0.3, return_lse=True, backend_name="reference"
-    )
+    out, lse = attention(query, key, value, case.mask, key_lengths=case.key_lengths, scale=0.3, return_lse=True,
+                         backend_name="reference")
     expected, expected_lse = brute_force(case, query, key, value, 0.3)
     assert out.dtype == query.dtype and out.shape == query.shape and lse.dtype == torch.float32
     assert relative_error(out, expected) < 1e-6
@@ -39,13 +38,10 @@ def test_dtypes(dtype, tolerance):
     assert relative_error(out, brute_force(case, query, key, value, 0.25)[0]) < tolerance
 
 
-@pytest.mark.parametrize(
-    "tokens, batch, heads, message",
-    [
-        (64, 1, 2, "96 x 96 tokens, the call has 64 x 64"),
-        (96, 2, 4, "3 patterns of the mask do not fit 2 batch rows of 4 heads"),
-    ],
-)
+@pytest.mark.parametrize("tokens, batch, heads, message", [
+    (64, 1, 2, "96 x 96 tokens, the call has 64 x 64"),
+    (96, 2, 4, "3 patterns of the mask do not fit 2 batch rows of 4 heads"),
+])
 def test_call_that_does_not_fit_the_plan(tokens, batch, heads, message):
     query = torch.zeros(batch, tokens, heads, 16)
     with pytest.raises(ValueError, match=message):

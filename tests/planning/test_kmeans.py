@@ -128,7 +128,7 @@ def test_every_round_and_a_warm_start_lower_the_inertia() -> None:
 def test_labels_are_the_last_and_centroids_their_means() -> None:
     points = torch.randn(1, 90, 2, 8)
     result = kmeans(points, 7, iterations=3)
-    assert torch.equal(update_reference(points, result.labels, result.centroids).centroids, result.centroids)
+    torch.testing.assert_close(update_reference(points, result.labels, result.centroids).centroids, result.centroids)
     assert torch.equal(result.order.sizes, result.sizes) and (result.sizes.sum(1) == 90).all()
     in_order = result.labels.gather(1, result.order.order.long())
     assert torch.equal(in_order, in_order.sort(dim=1).values)
@@ -184,12 +184,17 @@ def test_nothing_waits_for_a_gpu() -> None:
         assert kmeans(points, 7, iterations=2).sizes.shape == (6, 7)
 
 
-def test_references_are_what_runs_on_a_cpu() -> None:
-    points, centroids = torch.randn(1, 60, 2, 8), torch.randn(2, 5, 8)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_reference_and_what_runs_on_a_cpu_are_the_same(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    points, centroids = torch.randn(2, 60, 4, 8, dtype=dtype)[:, :, 1:3], torch.randn(4, 25, 8)
     labels = assign_reference(points, centroids)
     assert torch.equal(assign(points, centroids), labels)
-    expected = update_reference(points, labels, centroids)
-    assert torch.equal(update(points, labels, centroids).centroids, expected.centroids)
+    result = update(points, labels, centroids)
+    for chunk in (module.CHUNK, 4 * 25 * 7):
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        expected = update_reference(points, labels, centroids)
+        assert torch.equal(result.order.order, expected.order.order) and (result.sizes == 0).any()
+        torch.testing.assert_close(result.centroids, expected.centroids)
 
 
 POINTS, START = torch.zeros(1, 4, 2, 8), torch.zeros(2, 3, 8)

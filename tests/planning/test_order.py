@@ -11,7 +11,16 @@ from torch import Tensor
 
 from tests.planning.no_sync import NoSync, on_meta
 from vidaccel.mask import BlockMask
-from vidaccel.planning.order import cluster_mask, order_by, permute, permute_reference, unpermute, unpermute_reference
+from vidaccel.planning.order import (
+    chain,
+    cluster_mask,
+    order_by,
+    permute,
+    permute_reference,
+    tile_mask,
+    unpermute,
+    unpermute_reference,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,18 @@ def test_permute_of_views_and_of_one_token() -> None:
     assert torch.equal(permute(single, torch.zeros(1, 1, dtype=torch.int32)), single)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (3, 17, 4), (2, 40, 1)])
+def test_chain(shape: tuple[int, int, int]) -> None:
+    points = torch.randn(shape)
+    order = chain(points)
+    for lane, given in enumerate(points.double()):
+        left, expected = set(range(1, len(given))), [0]
+        while left:
+            expected.append(min(left, key=lambda each, given=given: float((given[each] - given[expected[-1]]).norm())))
+            left.remove(expected[-1])
+        assert order[lane].tolist() == expected
+
+
 def test_permuted_attention_over_clusters_is_that_of_the_tokens() -> None:
     """An order and the mask over its positions say the same as a mask over tokens."""
     labels = torch.randint(5, (2, 64))
@@ -87,6 +108,19 @@ def brute_force(query_sizes: Tensor, key_sizes: Tensor, kept: Tensor, query_bloc
         tiles = [tile.any(0, keepdim=True).expand(len(tile), -1) for tile in rows.split(query_block)]
         lanes.append(torch.cat(tiles))
     return torch.stack(lanes)
+
+
+def test_tile_mask() -> None:
+    sizes = random_sizes(2, 12, 50)
+    kept = torch.rand(2, 5, 12) < 0.4
+    mask = tile_mask(starts_of(sizes), kept, queries=36, keys=50, query_block=8)
+    mask.validate()
+    for lane in range(2):
+        expected = kept[lane].repeat_interleave(8, 0)[:36].repeat_interleave(sizes[lane], 1)
+        assert torch.equal(mask.to_dense()[lane], expected)
+    on_meta(lambda *given: tile_mask(given[0], given[1], queries=36, keys=50, query_block=8), starts_of(sizes), kept)
+    with pytest.raises(ValueError, match=r"bool \[2, 5, 12\] by 36 queries in tiles of 8 and \[2, 13\], got"):
+        tile_mask(starts_of(sizes), kept[:, :4], queries=36, keys=50, query_block=8)
 
 
 @pytest.mark.parametrize("query_block", [1, 7, 16, 500])

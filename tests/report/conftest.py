@@ -33,15 +33,8 @@ def shapes(shift: int) -> list[np.ndarray]:
 
 
 def write_video(path: Path, clip: list[np.ndarray]) -> None:
-    with imageio.get_writer(
-        path,
-        fps=FPS,
-        codec="libx264",
-        quality=8,
-        macro_block_size=8,
-        pixelformat="yuv420p",
-        output_params=["-threads", "1"],
-    ) as writer:
+    with imageio.get_writer(path, fps=FPS, codec="libx264", quality=8, macro_block_size=8, pixelformat="yuv420p",
+                            output_params=["-threads", "1"]) as writer:
         for picture in clip:
             writer.append_data(picture)
 
@@ -84,77 +77,32 @@ def record(frame_window_mask: Callable[..., BlockMask]) -> dict[str, Any]:
     layout = TokenLayout(13, 9, 13)
     picture = mask_picture(frame_window_mask(layout, 16), layout)
     return {
-        "kind": "demo",
-        "created": "2026-01-02T03:04:05Z",
-        "vidaccel": "0.1.0",
-        "git": "abc123",
-        "seed": 0,
-        "prompt": "a red circle moves right over a checkerboard",
-        "negative_prompt": "",
-        "model": {
-            "name": "miniature:wan",
-            "pipeline": "WanPipeline",
-            "transformer": "WanTransformer3DModel",
-            "layers": 4,
-            "heads": 4,
-            "head_dim": 64,
-        },
-        "settings": {
-            "height": HEIGHT,
-            "width": WIDTH,
-            "num_frames": FRAMES,
-            "num_inference_steps": 20,
-            "guidance_scale": 3.0,
-            "fps": FPS,
-            "dtype": "float32",
-            "device": "cpu",
-        },
+        "kind": "demo", "created": "2026-01-02T03:04:05Z", "vidaccel": "0.1.0", "git": "abc123", "seed": 0,
+        "prompt": "a red circle moves right over a checkerboard", "negative_prompt": "",
+        "model": {"name": "miniature:wan", "pipeline": "WanPipeline", "transformer": "WanTransformer3DModel",
+                  "layers": 4, "heads": 4, "head_dim": 64},
+        "settings": {"height": HEIGHT, "width": WIDTH, "num_frames": FRAMES, "num_inference_steps": 20,
+                     "guidance_scale": 3.0, "fps": FPS, "dtype": "float32", "device": "cpu"},
         "device": {"name": "AMD EPYC", "threads": 2, "memory_gib": 23.0, "gpu": None},
         "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "diffusers": "0.42.1"},
         "method": {"name": "radial", "options": {"decay": 0.2, "block": 16, "preset": None}},
-        "schedule": {"dense_first_steps": 0.25, "dense_last_steps": 0, "dense_first_layers": 1},
-        "backend": "cpu",
+        "schedule": {"dense_first_steps": 0.25, "dense_last_steps": 0, "dense_first_layers": 1}, "backend": "cpu",
         "layout": {"frames": 13, "height": 9, "width": 13, "text_before": 0, "text_after": 0},
         "density": {"density": 0.31, "video_density": 0.31, "computed_density": 0.33, "all_calls": 0.55},
-        "timing": {
-            "dense": [12.3, 12.1],
-            "fast": [11.9, 11.8],
-            "dense_median": 12.2,
-            "fast_median": 11.85,
-            "speedup": 1.03,
-            "note": "after one warm-up of each, alternating",
-        },
-        "metrics": {
-            "psnr": 31.2,
-            "ssim": 0.95,
-            "lpips": None,
-            "lpips_reason": "the lpips extra is not installed (pip install vidaccel[lpips])",
-        },
-        "calls": {"dense": 70, "sparse": 90},
-        "peak_memory_gib": 1.4,
+        "timing": {"dense": [12.3, 12.1], "fast": [11.9, 11.8], "dense_median": 12.2, "fast_median": 11.85,
+                   "speedup": 1.03, "note": "after one warm-up of each, alternating"},
+        "metrics": {"psnr": 31.2, "ssim": 0.95, "lpips": None,
+                    "lpips_reason": "the lpips extra is not installed (pip install vidaccel[lpips])"},
+        "calls": {"dense": 70, "sparse": 90}, "peak_memory_gib": 1.4,
         "notes": ["Attention is under half of the time of so small a model, so sparse attention alone gains little."],
         "mask_png": base64.b64encode(picture).decode(),
         "real_sizes": [
-            {
-                "model": "Wan2.1-14B 720p 81 frames",
-                "grid": "21x45x80",
-                "tokens": 75600,
-                "video_density": 0.2509,
-                "attention_work": "0.25 of dense",
-                "dense_pflop_per_step": 4.68,
-                "sparse_pflop_per_step": 1.18,
-                "counted_attention_gain": 3.98,
-            },
-            {
-                "model": "Wan2.1-1.3B 480p 81 frames",
-                "grid": "21x30x52",
-                "tokens": 32760,
-                "video_density": 0.3402,
-                "attention_work": "0.34 of dense",
-                "dense_pflop_per_step": 0.198,
-                "sparse_pflop_per_step": 0.067,
-                "counted_attention_gain": 2.94,
-            },
+            {"model": "Wan2.1-14B 720p 81 frames", "grid": "21x45x80", "tokens": 75600, "video_density": 0.2509,
+             "attention_work": "0.25 of dense", "dense_pflop_per_step": 4.68, "sparse_pflop_per_step": 1.18,
+             "counted_attention_gain": 3.98},
+            {"model": "Wan2.1-1.3B 480p 81 frames", "grid": "21x30x52", "tokens": 32760, "video_density": 0.3402,
+             "attention_work": "0.34 of dense", "dense_pflop_per_step": 0.198, "sparse_pflop_per_step": 0.067,
+             "counted_attention_gain": 2.94},
         ],
         "files": {"dense": "dense.mp4", "fast": "fast.mp4", "side_by_side": "side_by_side.mp4"},
     }

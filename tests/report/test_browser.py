@@ -16,24 +16,13 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER),
-        reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)",
-    ),
+    pytest.mark.skipif(not (CHROMIUM and DRIVER),
+                       reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)"),
     pytest.mark.timeout(180),
 ]
 FRAME = 1 / 16
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-)
+FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
 SAMPLE = """
 const [seconds, done] = [arguments[0], arguments[1]], [dense, fast] = document.querySelectorAll('video');
 const samples = [], start = performance.now();
@@ -71,10 +60,8 @@ def wait(browser: Any, condition: str, seconds: float = 20) -> None:
 
 
 def resize(browser: Any, width: int, height: int = 900) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
 
 
 def media(browser: Any, **features: str) -> None:
@@ -96,9 +83,8 @@ def opened(browser: Any, record: dict[str, Any], run_folder: Path) -> Any:
 
 def requests(browser: Any) -> list[str]:
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [
-        message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"
-    ]
+    return [message["params"]["request"]["url"] for message in messages
+            if message["method"] == "Network.requestWillBeSent"]
 
 
 def press(browser: Any, *keys: str) -> None:
@@ -109,12 +95,9 @@ def press(browser: Any, *keys: str) -> None:
 
 def wait_for_frame(browser: Any, frame: int | None = None) -> None:
     """Until both videos rest on one frame: the given one, or any that they share."""
-    wait(
-        browser,
-        "[...document.querySelectorAll('video')].every((video, _, all) => video.paused && !video.seeking && "
-        f"Math.floor(video.currentTime * 16 + 0.01) === ({json.dumps(frame)} ?? "
-        "Math.floor(all[0].currentTime * 16 + 0.01)))",
-    )
+    wait(browser, "[...document.querySelectorAll('video')].every((video, _, all) => video.paused && !video.seeking && "
+                  f"Math.floor(video.currentTime * 16 + 0.01) === ({json.dumps(frame)} ?? "
+                  "Math.floor(all[0].currentTime * 16 + 0.01)))")
 
 
 def test_videos_play_in_step_and_loop(opened: Any) -> None:
@@ -136,10 +119,8 @@ def test_page_asks_nobody_and_logs_no_error(opened: Any) -> None:
 
 
 def test_browser_knows_the_videos_codec(opened: Any) -> None:
-    assert (
-        opened.execute_script("return document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000c\"')")
-        == "probably"
-    )
+    assert opened.execute_script("return document.createElement('video').canPlayType("
+                                 "'video/mp4; codecs=\"avc1.64000c\"')") == "probably"
 
 
 def test_policy_stops_a_request(opened: Any) -> None:
@@ -162,9 +143,8 @@ def test_buttons_and_keys_drive_both_videos(opened: Any) -> None:
     press(opened, " ")
     wait_for_frame(opened)
     assert opened.find_element("id", "play").text == "Play"
-    opened.execute_script(
-        "const scrub = document.getElementById('scrub'); scrub.value = 20;scrub.dispatchEvent(new Event('input'))"
-    )
+    opened.execute_script("const scrub = document.getElementById('scrub'); scrub.value = 20;"
+                          "scrub.dispatchEvent(new Event('input'))")
     wait_for_frame(opened, 20)
     press(opened, "\ue014", "\ue014", "\ue012", "\ue014", "\ue012")
     wait_for_frame(opened, 21)
@@ -178,11 +158,9 @@ def test_buttons_and_keys_drive_both_videos(opened: Any) -> None:
 
 def test_scrubbing_fast_ends_where_it_should(opened: Any) -> None:
     press(opened, " ")
-    opened.execute_script(
-        "const scrub = document.getElementById('scrub');"
-        "for (const value of [3, 40, 3, 11, 48, 0, 31, 11]) {"
-        " scrub.value = value; scrub.dispatchEvent(new Event('input')); }"
-    )
+    opened.execute_script("const scrub = document.getElementById('scrub');"
+                          "for (const value of [3, 40, 3, 11, 48, 0, 31, 11]) {"
+                          " scrub.value = value; scrub.dispatchEvent(new Event('input')); }")
     wait_for_frame(opened, 11)
 
 

@@ -68,7 +68,7 @@ def test_page_refers_to_nothing_outside_itself(record: Record, run_folder: Path)
 def test_policy_allows_the_pages_own_script_alone(record: Record, run_folder: Path) -> None:
     html = write_report(record, run_folder).read_text()
     policy = next(attrs["content"] or "" for tag, attrs in Page(html).tags if attrs.get("http-equiv"))
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    script, = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert policy.startswith("default-src 'none'; img-src data:; media-src data: blob:; style-src 'unsafe-inline';")
@@ -82,11 +82,8 @@ def test_every_string_of_the_record_is_escaped(record: Record, run_folder: Path)
             return [poisoned(item) for item in value]
         return value + ATTACK if isinstance(value, str) else value
 
-    known = {
-        key
-        for part in (record, *(v for v in record.values() if isinstance(v, dict)), record["real_sizes"][0])
-        for key in part
-    }
+    known = {key for part in (record, *(v for v in record.values() if isinstance(v, dict)), record["real_sizes"][0])
+             for key in part}
     record["method"]["options"][ATTACK] = ATTACK
     kept = {"files": record["files"], "mask_png": record["mask_png"]}
     clean = page({**record, "method": {"name": "radial", "options": {"x": "y"}}}, run_folder)
@@ -110,19 +107,14 @@ def test_smallest_record_makes_a_page(run_folder: Path) -> None:
     assert "time not measured" in text and text.count("not measured:") == 7
 
 
-@pytest.mark.parametrize(
-    ("timing", "expected"),
-    [
-        ({"speedup": 1.03, "dense": [12.3, 12.1], "fast": [11.9, 11.8]}, "radial: 1.03× the speed of dense"),
-        (
-            {"speedup": 1.03, "dense": [12.3, 11.0], "fast": [11.9, 11.8]},
-            "radial: 1.03× the speed of dense, within the spread of the runs",
-        ),
-        ({"speedup": 0.8, "dense": [8.0], "fast": [10.0]}, "radial: 0.80× the speed of dense, slower"),
-        ({"speedup": 1.002, "dense": [8.0], "fast": [7.98]}, "radial: as fast as dense (1.00×)"),
-        ({"speedup": None}, "radial: time not measured"),
-    ],
-)
+@pytest.mark.parametrize(("timing", "expected"), [
+    ({"speedup": 1.03, "dense": [12.3, 12.1], "fast": [11.9, 11.8]}, "radial: 1.03× the speed of dense"),
+    ({"speedup": 1.03, "dense": [12.3, 11.0], "fast": [11.9, 11.8]},
+     "radial: 1.03× the speed of dense, within the spread of the runs"),
+    ({"speedup": 0.8, "dense": [8.0], "fast": [10.0]}, "radial: 0.80× the speed of dense, slower"),
+    ({"speedup": 1.002, "dense": [8.0], "fast": [7.98]}, "radial: as fast as dense (1.00×)"),
+    ({"speedup": None}, "radial: time not measured"),
+])
 def test_headline_is_honest(timing: Record, expected: str) -> None:
     assert headline({"method": {"name": "radial"}, "timing": timing}) == expected
 
@@ -140,18 +132,15 @@ def test_missing_file_is_one_error_and_no_page(record: Record, run_folder: Path,
     assert not (run_folder / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"files": {"dense": "dense.mp4"}}, "names no 'fast' file"),
-        ({"files": {"dense": "../../etc/passwd", "fast": "fast.mp4"}}, "outside the report's folder"),
-        ({"files": {"dense": "/etc/passwd", "fast": "fast.mp4"}}, "outside the report's folder"),
-        ({"files": {"dense": "note.txt", "fast": "fast.mp4"}}, "not an MP4"),
-        ({"files": None}, "names no 'dense' file"),
-        ({"mask_png": "not base64!"}, "mask_png"),
-        ({"mask_png": base64.b64encode(b"<svg onload=alert(1)>").decode()}, "mask_png"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    ({"files": {"dense": "dense.mp4"}}, "names no 'fast' file"),
+    ({"files": {"dense": "../../etc/passwd", "fast": "fast.mp4"}}, "outside the report's folder"),
+    ({"files": {"dense": "/etc/passwd", "fast": "fast.mp4"}}, "outside the report's folder"),
+    ({"files": {"dense": "note.txt", "fast": "fast.mp4"}}, "not an MP4"),
+    ({"files": None}, "names no 'dense' file"),
+    ({"mask_png": "not base64!"}, "mask_png"),
+    ({"mask_png": base64.b64encode(b"<svg onload=alert(1)>").decode()}, "mask_png"),
+])
 def test_bad_record_is_one_line_and_no_page(record: Record, run_folder: Path, change: Record, message: str) -> None:
     (run_folder / "note.txt").write_text("no video")
     with pytest.raises(ValueError, match=message) as caught:

@@ -33,10 +33,8 @@ def test_block_map_is_the_mean_of_the_token_mask(max_cells: int, pattern: int) -
     cells, height, width = block_map(mask, pattern, max_cells)
     assert max(cells.shape) <= max_cells and height % 16 == 0 and width % 12 == 0
     tokens = mask.to_dense()[pattern].double().numpy()
-    expected = [
-        [tokens[row : row + height, column : column + width].mean() for column in range(0, 181, width)]
-        for row in range(0, 203, height)
-    ]
+    expected = [[tokens[row : row + height, column : column + width].mean() for column in range(0, 181, width)]
+                for row in range(0, 203, height)]
     np.testing.assert_allclose(cells, expected, atol=1e-12)
 
 
@@ -77,14 +75,11 @@ def test_large_mask_needs_little_memory(frame_window_mask: Maker) -> None:
     assert picture.startswith(b"\x89PNG") and peak < 64 * 2**20
 
 
-@pytest.mark.parametrize(
-    ("layout", "options", "message"),
-    [
-        (TokenLayout(2, 3, 4), {}, "does not belong to the grid 2x3x4 of 24 tokens"),
-        (TokenLayout(13, 9, 13), {"pattern": 1}, "pattern 1 is not one of the mask's 1"),
-        (TokenLayout(13, 9, 13), {"size": 20}, "200 is the least"),
-    ],
-)
+@pytest.mark.parametrize(("layout", "options", "message"), [
+    (TokenLayout(2, 3, 4), {}, "does not belong to the grid 2x3x4 of 24 tokens"),
+    (TokenLayout(13, 9, 13), {"pattern": 1}, "pattern 1 is not one of the mask's 1"),
+    (TokenLayout(13, 9, 13), {"size": 20}, "200 is the least"),
+])
 def test_wrong_arguments_are_named(layout: TokenLayout, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mask_picture(BlockMask.full(1521, 1521, 16, 16), layout, **options)

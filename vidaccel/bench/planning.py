@@ -1,17 +1,22 @@
-"""What planning costs beside one dense attention call: scores, selection, clustering, permutation."""
+"""What planning costs beside one dense attention call: scores, selection, clustering, permutation, whole methods."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vidaccel.bench import planning_cost
 from vidaccel.bench.attention import Board
 from vidaccel.bench.measure import percentiles
 from vidaccel.bench.shapes import Shape
 from vidaccel.mask import BlockMask
+from vidaccel.methods import METHODS
 from vidaccel.planning import antidiagonal, kmeans, order, pool, select
 
 BLOCK, STRIDE = 128, 16
@@ -25,7 +30,9 @@ Operation = Callable[[Tensor, Tensor, Tensor], Any]
 def lines(board: Board, shape: Shape) -> Iterator[dict[str, Any]]:
     """Each operation on random queries and keys, with its share of the best dense call's time if that is known."""
     inputs, dense_ms = board.inputs(shape), board.dense_ms(shape)
-    for name, make in OPERATIONS.items():
+    makes = dict(OPERATIONS)
+    makes |= {f"plan of {name}": functools.partial(_method_plan, name, shape) for name in planning_cost.chosen()}
+    for name, make in makes.items():
         line = {"case": "planning", "shape": shape.name, "tokens": shape.tokens, "heads": shape.heads,
                 "operation": name, "dense_ms": dense_ms}  # fmt: skip
         try:
@@ -51,6 +58,15 @@ def antidiagonal_plan(query: Tensor, key: Tensor, value: Tensor) -> BlockMask:
 def _chosen(scores: Tensor, queries: int, keys: int) -> BlockMask:
     kept = select.top_k(scores, max(1, round(DENSITY * scores.shape[2])))
     return BlockMask.from_blocks(kept, BLOCK, BLOCK, queries, keys)
+
+
+def _method_plan(name: str, shape: Shape, *_: Tensor) -> Operation:
+    """A method's plan at a step after the first, at its default budget and a new plan at every step."""
+    cls = METHODS[name]
+    options = {"refresh": 1} if "refresh" in {item.name for item in dataclasses.fields(cls)} else {}  # type: ignore[arg-type]
+    method, steps = cls.for_family("wan", **options), itertools.count(planning_cost.FIRST)
+    state: dict[str, Any] = {}
+    return lambda *states: planning_cost.planned(method, shape, states, state, next(steps))
 
 
 def _kmeans_step(query: Tensor, key: Tensor, value: Tensor) -> Operation:

@@ -23,9 +23,8 @@ UNEVENNESS = 16.0
 """The largest cluster's expected share over the smallest one's."""
 
 
-def make(
-    kind: str, shape: Shape, density: float, device: torch.device | str, block: int = BLOCK, seed: int = 0
-) -> AttentionPlan:
+def make(kind: str, shape: Shape, density: float, device: torch.device | str, block: int = BLOCK,
+         seed: int = 0) -> AttentionPlan:
     """A plan of one kind, on `device`.
 
     Args:

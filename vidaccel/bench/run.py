@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,11 +120,11 @@ def tasks(setting: Setting) -> list[Task]:
         if "attention" in setting.parts:
             found += _attention(board, shape, setting, place)
         if "planning" in setting.parts:
-            found.append(
-                Task(f"planning at {shape.name}", 10 * place + 3, lambda shape=shape: planning.lines(board, shape))
-            )  # type: ignore[misc]
+            lines = functools.partial(planning.lines, board, shape)
+            found.append(Task(f"planning at {shape.name}", 10 * place + 3, lines))
         if "tuning" in setting.parts:
-            found.append(Task(f"tuning at {shape.name}", 5 + place, lambda shape=shape: tuning.lines(board, shape)))  # type: ignore[misc]
+            lines = functools.partial(tuning.lines, board, shape)
+            found.append(Task(f"tuning at {shape.name}", 5 + place, lines))
     if "costs" in setting.parts:
         # Seconds, and what decides which calls stay dense: right after the most important shape.
         found.append(Task("costs", 4, lambda: costs.lines(board, setting.smoke)))
@@ -138,11 +139,8 @@ def _attention(board: Board, shape: Shape, setting: Setting, place: int) -> Iter
     for density in setting.densities:
         for kind in setting.kinds:
             rank = 10 * place + 1 if density in FIRST_DENSITIES else 60 + place
-            yield Task(
-                f"{shape.name} {kind} {density:g}",
-                rank,
-                lambda kind=kind, density=density: board.sparse_lines(shape, kind, density),
-            )  # type: ignore[misc]
+            lines = functools.partial(board.sparse_lines, shape, kind, density)
+            yield Task(f"{shape.name} {kind} {density:g}", rank, lines)
 
 
 def _model(model: models.Model, setting: Setting) -> Task:

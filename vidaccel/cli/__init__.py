@@ -13,13 +13,8 @@ from vidaccel.cli.output import Commands
 from vidaccel.cli.plan import plan
 from vidaccel.cli.profile import profile
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.",
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+                  help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.")
 
 for command in (demo, generate, eval_, profile, plan, env, ls):
     app.command(command.__name__.rstrip("_"))(command)

@@ -123,18 +123,8 @@ def _schedule(assignments: list[str] | None) -> dict[str, Any] | None:
     return options.parse(assignments, Schedule, "a schedule") if assignments else None
 
 
-def _measured(
-    name: str,
-    setting: dict[str, Any],
-    chosen: dict[str, Any],
-    given: dict[str, Any],
-    prompt: str | None,
-    seed: int,
-    repeats: int,
-    dtype: str | None,
-    device: str | None,
-    offload: bool,
-) -> Any:
+def _measured(name: str, setting: dict[str, Any], chosen: dict[str, Any], given: dict[str, Any], prompt: str | None,
+              seed: int, repeats: int, dtype: str | None, device: str | None, offload: bool) -> Any:
     """Load, measure; the record.
 
     Raises:

@@ -76,7 +76,8 @@ def _call(model: Model, prompt: str | None, steps: int) -> tuple[dict[str, Any],
     return call, prompt or own, fps
 
 
-def _dense_demo(folder: Path, model: Model, prompt: str | None, seed: int, steps: int, repeats: int) -> dict[str, Any]:
+def _dense_demo(folder: Path, model: Model, prompt: str | None, seed: int, steps: int,
+                repeats: int) -> dict[str, Any]:
     """Run a model dense only and write video, page and record into `folder`; the record."""
     from vidaccel import miniature
     from vidaccel.eval.alone import FILES, dense_record, run_dense
@@ -95,16 +96,8 @@ def _dense_demo(folder: Path, model: Model, prompt: str | None, seed: int, steps
     return record.to_dict()
 
 
-def _demo(
-    folder: Path,
-    model: Model,
-    prompt: str | None,
-    seed: int,
-    method: str,
-    chosen: dict[str, Any],
-    steps: int,
-    repeats: int,
-) -> dict[str, Any]:
+def _demo(folder: Path, model: Model, prompt: str | None, seed: int, method: str, chosen: dict[str, Any], steps: int,
+          repeats: int) -> dict[str, Any]:
     """Run, measure and write everything into `folder`; the record."""
     from vidaccel import methods, miniature
     from vidaccel.eval import compare
@@ -118,9 +111,8 @@ def _demo(
     call, prompt, fps = _call(model, prompt, steps)
     setting = {"method": method, "min_tokens": 0, **chosen}
     with progress_bar("loading") as advance:
-        seen = compare(
-            pipe, prompt, seed=seed, repeats=repeats, enable_kwargs=setting, generation_kwargs=call, progress=advance
-        )
+        seen = compare(pipe, prompt, seed=seed, repeats=repeats, enable_kwargs=setting, generation_kwargs=call,
+                       progress=advance)
     dense, fast = seen.dense[-1].frames, seen.fast[-1].frames
     write_mp4(dense, folder / FILES["dense"], fps)
     write_mp4(fast, folder / FILES["fast"], fps)
@@ -172,13 +164,8 @@ def _show(record: dict[str, Any], out: Path) -> None:
         sizes.add_column(heading, no_wrap=True)
     for row in record["real_sizes"]:
         work = f"{row['dense_pflop_per_step']:.2f} to {row['sparse_pflop_per_step']:.2f}"
-        sizes.add_row(
-            row["model"],
-            f"{row['tokens']:,}",
-            f"{row['video_density']:.3f}",
-            work,
-            f"{row['counted_attention_gain']:.2f}x",
-        )
+        sizes.add_row(row["model"], f"{row['tokens']:,}", f"{row['video_density']:.3f}", work,
+                      f"{row['counted_attention_gain']:.2f}x")
     if record["real_sizes"]:
         console.print(sizes)
     for note in record["notes"]:

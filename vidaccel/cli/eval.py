@@ -50,6 +50,9 @@ def eval_(
     ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, triton, cpu, flex or reference.")] = None,
     precision: Annotated[str | None, typer.Option(help="int8 or fp8, for sparse attention in fewer bits.")] = None,
+    compensation: Annotated[
+        str | None, typer.Option(help="What makes up for skipped keys: centroid or residual; options go in the file.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the eval; given again, it goes on.")] = None,
@@ -60,8 +63,8 @@ def eval_(
              "prompts_file": prompts_file and str(prompts_file), "seed": seed, "negative_prompt": negative_prompt,
              "steps": steps, "height": height, "width": width, "frames": frames, "guidance": guidance,
              "schedule": _schedule(schedule), "repeats": repeats, "quick": quick, "baselines": baselines,
-             "backend": backend, "precision": precision, "dtype": dtype, "device": device,
-             "out": out and str(out)}  # fmt: skip
+             "backend": backend, "precision": precision, "compensation": compensation, "dtype": dtype,
+             "device": device, "out": out and str(out)}  # fmt: skip
     with reserved_stdout():
         result = _eval(settings, {name: item for name, item in flags.items() if item not in (None, [])})
     print_json(result.to_dict()) if json else _show(result)

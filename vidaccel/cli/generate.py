@@ -45,6 +45,9 @@ def generate(
     precision: Annotated[
         str | None, typer.Option(help="int8 or fp8: sparse attention in fewer bits, its error in the summary.")
     ] = None,
+    compensation: Annotated[
+        str | None, typer.Option(help="What makes up for skipped keys: centroid or residual; none by default.")
+    ] = None,
     check_finite: Annotated[
         bool, typer.Option("--check-finite", help="Stop at the first attention output that is not finite; slow.")
     ] = False,
@@ -65,7 +68,8 @@ def generate(
         "last_image": last_image,
     }
     with reserved_stdout():
-        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, check_finite)
+        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
+                           check_finite)  # fmt: skip
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)
@@ -84,22 +88,27 @@ class _Setting:
     backend: str
     min_tokens: int | None
     precision: str | None
+    compensation: str | None
     check_finite: bool
 
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
         """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run."""
         from vidaccel import kernels, methods, profile
         from vidaccel.api import profiled
+        from vidaccel.compensation import compensation as make_compensation
         from vidaccel.schedule import Schedule
 
         if self.method == DENSE:
-            if self.density is not None or self.assignments or self.schedule or self.precision or self.check_finite:
-                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision and --check-finite")
+            given = (self.assignments, self.schedule, self.precision, self.compensation, self.check_finite)
+            if self.density is not None or any(given):
+                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision, --compensation "
+                                 "and --check-finite")  # fmt: skip
             return None
         family = model.supported_family()
         if self.backend != "auto":
             kernels.backend(self.backend)
         kernels.check_precision(self.precision)
+        _ = make_compensation(self.compensation)
         is_profile = self.method is not None and self.method.endswith(".json")
         found = profile.Profile.load(str(self.method)) if is_profile else None
         if self.method is None:
@@ -118,7 +127,7 @@ class _Setting:
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
         return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, "precision": self.precision,
-                "check_finite": self.check_finite, **chosen, **schedule}  # fmt: skip
+                "compensation": self.compensation, "check_finite": self.check_finite, **chosen, **schedule}  # fmt: skip
 
 
 def _generate(

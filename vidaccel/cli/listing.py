@@ -19,7 +19,7 @@ def env(json: Json = False) -> None:
 
 
 def ls(json: Json = False) -> None:
-    """Methods, model families, backends, miniatures and shipped profiles."""
+    """Methods, compensations, model families, backends, miniatures and shipped profiles."""
     with reserved_stdout():
         values = listing()
     print_json(values) if json else _echo(values)
@@ -62,7 +62,7 @@ def listing() -> dict[str, Any]:
     """Names of everything that can be chosen, with what tells them apart."""
     import dataclasses
 
-    from vidaccel import kernels, methods, miniature, profile
+    from vidaccel import compensation, kernels, methods, miniature, profile
     from vidaccel.pipelines import families
 
     def options(cls: Any) -> list[str]:
@@ -71,6 +71,9 @@ def listing() -> dict[str, Any]:
     return {
         "methods": {
             name: {"paper": cls.paper, "options": options(cls)} for name, cls in methods.METHODS.items()
+        },
+        "compensations": {
+            name: {"paper": cls.paper, "options": options(cls)} for name, cls in compensation.COMPENSATIONS.items()
         },
         "families": {name: {"transformers": list(each.transformers)} for name, each in families().items()},
         "backends": list(kernels.BACKENDS),

@@ -54,11 +54,9 @@ class Model:
         if self.family is not None:
             return self.family
         supported = ", ".join(each for family in families().values() for each in family.transformers)
-        raise ValueError(
-            f"sparse attention does not know model {self.name!r}, a {self.pipeline} with the transformer "
-            f"{self.transformer}; vidaccel supports pipelines with {supported} (others run with "
-            "--method dense)"
-        )
+        raise ValueError(f"sparse attention does not know model {self.name!r}, a {self.pipeline} with the transformer "
+                         f"{self.transformer}; vidaccel supports pipelines with {supported} (others run with "
+                         "--method dense)")
 
     def load(self, dtype: str, device: str) -> Any:
         """The pipeline, on its device.

@@ -6,11 +6,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from vidaccel import strict
+
 NONE = ("none", "null")
-NAMES = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+NAMES = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text",
+         list: "a list as JSON"}  # fmt: skip
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -46,9 +49,17 @@ def value(text: str, annotation: Any, name: str) -> Any:
         ValueError: none does.
     """
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(annotation) if union else (annotation,)
+    given = typing.get_args(annotation) if union else (annotation,)
+    kinds = [list if typing.get_origin(kind) is Sequence else kind for kind in given]
     # "none" before a string, whole numbers before fractions: dense_first_steps=1 is a count, 1.0 all of them.
-    order: dict[Any, Callable[[str], Any]] = {type(None): _none, bool: _bool, int: int, float: _number, str: str}
+    order: dict[Any, Callable[[str], Any]] = {
+        type(None): _none,
+        bool: _bool,
+        int: int,
+        float: _number,
+        list: _list,
+        str: str,
+    }
     able = [order[kind] for kind in order if kind in kinds]
     if not able:
         raise ValueError(f"option {name!r} cannot be given on the command line; use vidaccel from Python")
@@ -80,6 +91,13 @@ def _number(text: str) -> float:
     if not math.isfinite(number):
         raise ValueError(text)
     return number
+
+
+def _list(text: str) -> list[Any]:
+    found = strict.parse(text, "the option")
+    if not isinstance(found, list):
+        raise ValueError(text)
+    return found
 
 
 def method_options(name: str, assignments: Iterable[str], **named: Any) -> dict[str, Any]:

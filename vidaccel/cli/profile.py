@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vidaccel.calibration.result import Calibration
 
 
+
 def profile(
     model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
     prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line.")],
@@ -59,17 +60,8 @@ def profile(
     print_json(values) if json else _show(values)
 
 
-def _profile(
-    model: str,
-    prompts: Path,
-    out: Path,
-    options: dict[str, Any],
-    work: Path | None,
-    picture: Path | None,
-    call: dict[str, Any],
-    dtype: str | None,
-    device: str | None,
-) -> dict[str, Any]:
+def _profile(model: str, prompts: Path, out: Path, options: dict[str, Any], work: Path | None, picture: Path | None,
+             call: dict[str, Any], dtype: str | None, device: str | None) -> dict[str, Any]:
     """Check everything, then load, measure and write; the JSON-ready result."""
     from vidaccel.calibration.run import check
     from vidaccel.eval.settings_file import read_prompts
@@ -95,9 +87,8 @@ def _profile(
     }  # fmt: skip
 
 
-def _measured(
-    known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str, device: str
-) -> Calibration:
+def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
+              device: str) -> Calibration:
     from vidaccel.calibration.run import measured
 
     defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
@@ -126,10 +117,8 @@ def _show(values: dict[str, Any]) -> None:
     """What was chosen, in a few lines."""
     predicted, prompts = values["predicted"], values["prompts"]
     typer.echo(f"{values['file']}: {values['seconds']:.1f} s for {prompts} prompt{'s' * (prompts > 1)}")
-    typer.echo(
-        f"predicted: density {predicted['density']:.3f}, cost {predicted['cost']:.3f} of dense, error of the "
-        f"layers' outputs {predicted['error']:.3f}"
-    )
+    typer.echo(f"predicted: density {predicted['density']:.3f}, cost {predicted['cost']:.3f} of dense, error of the "
+               f"layers' outputs {predicted['error']:.3f}")
     typer.echo("heads: " + ", ".join(f"{count} {kind}" for kind, count in values["kinds"].items()))
     for path in values["pictures"]:
         typer.echo(f"picture: {path}")

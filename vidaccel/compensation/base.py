@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
@@ -9,6 +11,18 @@ from torch import Tensor
 
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
+
+
+def check_number(name: str, value: Any, most: float = math.inf) -> None:
+    """Refuse what is no finite number from 0 to `most`.
+
+    Raises:
+        ValueError: what was given.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not 0 <= value <= most:
+        limit = "of at least 0" if most == math.inf else f"from 0 to {most:g}"
+        raise ValueError(f"{name} {value!r} is not a number {limit}")
 
 
 class Attention(Protocol):
@@ -48,3 +62,7 @@ class Compensation(ABC):
         Returns:
             The output, of the query's shape, and the plan that ran, by which density is counted.
         """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options, JSON-ready."""
+        return {"name": self.name, "options": dataclasses.asdict(self)}  # type: ignore[call-overload]

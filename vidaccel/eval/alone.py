@@ -16,12 +16,7 @@ FILES = {"dense": "dense.mp4"}
 
 
 def run_dense(
-    pipe: Any,
-    prompt: str,
-    *,
-    seed: int = 0,
-    repeats: int = 3,
-    generation_kwargs: Mapping[str, Any] | None = None,
+    pipe: Any, prompt: str, *, seed: int = 0, repeats: int = 3, generation_kwargs: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Run, ...]:
     """Generate the same clip `repeats` times after a short warm-up, with nothing enabled on `pipe`.
@@ -45,14 +40,7 @@ def run_dense(
 
 
 def dense_record(
-    kind: str,
-    pipe: Any,
-    name: str,
-    prompt: str,
-    seed: int,
-    runs: tuple[Run, ...],
-    call: Mapping[str, Any],
-    fps: float,
+    kind: str, pipe: Any, name: str, prompt: str, seed: int, runs: tuple[Run, ...], call: Mapping[str, Any], fps: float,
     notes: list[str],
 ) -> Record:
     """The record of dense runs: no method, nothing to compare.
@@ -76,11 +64,5 @@ def _timing(runs: tuple[Run, ...]) -> dict[str, Any]:
     if parts:
         note += f"; without decoding {statistics.median(parts):.2f} s"
     seconds = [run.seconds for run in runs]
-    return {
-        "dense": seconds,
-        "fast": [],
-        "dense_median": statistics.median(seconds),
-        "fast_median": None,
-        "speedup": None,
-        "note": note,
-    }
+    return {"dense": seconds, "fast": [], "dense_median": statistics.median(seconds), "fast_median": None,
+            "speedup": None, "note": note}

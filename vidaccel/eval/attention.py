@@ -26,13 +26,7 @@ Maps = dict[tuple[int, int], Tensor]
 
 
 def attention_maps(
-    pipe: Any,
-    prompt: str,
-    layout: TokenLayout,
-    steps: Collection[int],
-    *,
-    block: int = 16,
-    seed: int = 0,
+    pipe: Any, prompt: str, layout: TokenLayout, steps: Collection[int], *, block: int = 16, seed: int = 0,
     generation_kwargs: Mapping[str, Any] | None = None,
 ) -> Maps:
     """Generate once, dense, and map the self-attention of every layer at some steps.
@@ -69,20 +63,13 @@ def attention_maps(
             handle.remove()
     missing = sorted(set(steps) - {step for step, _ in watch.maps})
     if missing:
-        raise ValueError(
-            f"no self-attention of {layout.tokens} tokens was seen at steps {missing}: a wrong layout, "
-            "fewer steps, or a model that does not call scaled_dot_product_attention"
-        )
+        raise ValueError(f"no self-attention of {layout.tokens} tokens was seen at steps {missing}: a wrong layout, "
+                         "fewer steps, or a model that does not call scaled_dot_product_attention")
     return watch.maps
 
 
 def block_map(
-    query: Tensor,
-    key: Tensor,
-    layout: TokenLayout,
-    block: int = 16,
-    *,
-    mask: Tensor | None = None,
+    query: Tensor, key: Tensor, layout: TokenLayout, block: int = 16, *, mask: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Where the attention mass between video tokens lies, as shares that sum to 1 for each head.
@@ -150,16 +137,8 @@ class _Watch(TorchFunctionMode):
             self._see(*args, **kwargs)
         return func(*args, **kwargs)
 
-    def _see(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        *_: Any,
-        scale: float | None = None,
-        **__: Any,
-    ) -> None:
+    def _see(self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any,
+             scale: float | None = None, **__: Any) -> None:
         if not query.shape[-2] == key.shape[-2] == self.layout.tokens:
             return
         layer, self.layer = self.layer, self.layer + 1
@@ -171,8 +150,6 @@ class _Watch(TorchFunctionMode):
 def _keys(mask: Tensor | None) -> Tensor | None:
     """Which keys the last row of the batch may attend to."""
     if mask is not None and (mask.dtype != torch.bool or mask[-1].numel() != mask.shape[-1]):
-        raise ValueError(
-            f"attention maps need a bool mask of keys, one for all heads and queries; this model's is "
-            f"{mask.dtype} of shape {list(mask.shape)}"
-        )
+        raise ValueError(f"attention maps need a bool mask of keys, one for all heads and queries; this model's is "
+                         f"{mask.dtype} of shape {list(mask.shape)}")
     return None if mask is None else mask[-1].flatten()

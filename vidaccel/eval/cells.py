@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import vidaccel
+from vidaccel.compensation import COMPENSATIONS
 from vidaccel.eval import env
 from vidaccel.eval.identity import key_of
 from vidaccel.eval.runner import LATENT
@@ -41,6 +42,7 @@ class Cell:
         precision: of the sparse attention; None for the model's own type.
         repeats: timed runs.
         parent: the cell that a baseline is compared with.
+        compensation: of what is skipped, its name and all its options; None for none.
     """
 
     source: Source = field(repr=False)
@@ -56,6 +58,7 @@ class Cell:
     precision: str | None
     repeats: int
     parent: Cell | None = None
+    compensation: dict[str, Any] | None = None
 
     @property
     def prompt(self) -> str:
@@ -74,7 +77,7 @@ class Cell:
             return f"{self.method} for {self.parent.label}"
         shown = {**self.given, **(self.schedule or {})}
         shown.pop("density", None)
-        return self.method + (f"({', '.join(f'{name}={item}' for name, item in shown.items())})" if shown else "")
+        return self.method + _in_brackets(shown) + self._compensated(with_options=True)
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -109,13 +112,24 @@ class Cell:
     def _words(self) -> tuple[str, str]:
         """Method and requested density, of a baseline its parent's."""
         density = (self.parent or self).density
-        method = f"{self.method}-for-{self.parent.method}" if self.parent else self.method
-        return method, "" if density is None else f"{density:g}"
+        of = f"-for-{self.parent.method}{self.parent._compensated()}" if self.parent else self._compensated()
+        return self.method + of, "" if density is None else f"{density:g}"
 
     def _setting(self) -> dict[str, Any]:
         names = ("method", "options", "schedule", "density", "cache", "backend", "precision", "repeats")
         of = None if self.parent is None else self.parent._setting()
-        return {name: getattr(self, name) for name in names} | {"of": of}
+        # Only where there is one: cells without keep the hash that they had before there were any.
+        added = {} if self.compensation is None else {"compensation": self.compensation}
+        return {name: getattr(self, name) for name in names} | {"of": of} | added
+
+    def _compensated(self, with_options: bool = False) -> str:
+        """What a method's name is followed by, with the options that are not the usual ones."""
+        if self.compensation is None:
+            return ""
+        name, options = self.compensation["name"], self.compensation["options"]
+        usual = COMPENSATIONS[name]().to_dict()["options"]
+        changed = {option: item for option, item in options.items() if item != usual[option]}
+        return f"+{name}" + (_in_brackets(changed) if with_options else "")
 
 
 def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
@@ -156,11 +170,12 @@ def _columns(source: Source, settings: Settings) -> Iterator[dict[str, Any]]:
         if choice.name == DENSE:
             yield {"method": DENSE, **nothing}
             continue
+        made_up = settings.compensation if choice.compensation is None else choice.compensation
         for density in (settings.density or (None,)) if choice.crosses() else (None,):
             given = choice.options if density is None else {**choice.options, "density": density}
             yield {"method": choice.name, "options": source.method_options(choice.name, given), "given": given,
                    "schedule": settings.schedule if choice.schedule is None else choice.schedule,
-                   "density": given.get("density")}  # fmt: skip
+                   "density": given.get("density"), "compensation": made_up}  # fmt: skip
 
 
 def _baselines(cell: Cell, settings: Settings) -> Iterator[Cell]:
@@ -169,7 +184,7 @@ def _baselines(cell: Cell, settings: Settings) -> Iterator[Cell]:
         if fits and kind in settings.baselines:
             schedule = cell.schedule if kind == RANDOM else None
             yield dataclasses.replace(cell, method=kind, options={}, given={}, density=None, schedule=schedule,
-                                      parent=cell)  # fmt: skip
+                                      parent=cell, compensation=None)  # fmt: skip
 
 
 def _shared(source: Source, call: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -191,6 +206,10 @@ def random_options(parent: Cell, video_density: float) -> dict[str, Any]:
     """
     block = parent.options.get("block")
     return {"density": video_density, "seed": parent.seed} | ({"block": block} if isinstance(block, int) else {})
+
+
+def _in_brackets(options: dict[str, Any]) -> str:
+    return f"({', '.join(f'{name}={item}' for name, item in options.items())})" if options else ""
 
 
 def _slug(text: str) -> str:

@@ -13,21 +13,8 @@ from typing import Any
 
 import vidaccel
 
-PACKAGES = (
-    "vidaccel",
-    "vidaccel-miniatures",
-    "torch",
-    "triton",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "numpy",
-    "scikit-image",
-    "imageio",
-    "imageio-ffmpeg",
-    "lpips",
-    "stlpips-pytorch",
-)
+PACKAGES = ("vidaccel", "vidaccel-miniatures", "torch", "triton", "diffusers", "transformers", "accelerate", "numpy",
+            "scikit-image", "imageio", "imageio-ffmpeg", "lpips", "stlpips-pytorch")
 
 
 def provenance() -> dict[str, Any]:

@@ -16,14 +16,7 @@ SETTINGS = ("height", "width", "num_frames", "num_inference_steps", "guidance_sc
 
 
 def comparison_record(
-    kind: str,
-    pipe: Any,
-    name: str,
-    prompt: str,
-    seed: int,
-    comparison: Comparison,
-    call: dict[str, Any],
-    fps: float,
+    kind: str, pipe: Any, name: str, prompt: str, seed: int, comparison: Comparison, call: dict[str, Any], fps: float,
     mask_png: str | None,
 ) -> Record:
     """The record of one comparison.
@@ -66,17 +59,12 @@ def describe(pipe: Any, name: str) -> dict[str, Any]:
 
 def _notes(pipe: Any, model: dict[str, Any], layout: dict[str, int] | None) -> list[str]:
     """What limits the gain here, and how the counted one is meant."""
-    counted = (
-        "the gains at real sizes are counted work of one sparse step's self-attention, not measured time, "
-        "with the method's defaults for each family"
-    )
+    counted = ("the gains at real sizes are counted work of one sparse step's self-attention, not measured time, "
+               "with the method's defaults for each family")
     if layout is None:
         return [counted]
     tokens = TokenLayout(**layout).tokens
     transformer = next(iter(experts(pipe).values()))
     share = attention_share(transformer, tokens, model["layers"], model["heads"], model["head_dim"])
-    return [
-        f"self-attention is about {share:.0%} of this transformer's counted work at {tokens:,} tokens: a step "
-        f"without any would still have about {1 - share:.0%} of it",
-        counted,
-    ]
+    return [f"self-attention is about {share:.0%} of this transformer's counted work at {tokens:,} tokens: a step "
+            f"without any would still have about {1 - share:.0%} of it", counted]

@@ -29,7 +29,7 @@ class Paired:
 
     @property
     def verdict(self) -> str:
-        """ "higher" or "lower" where the interval leaves out zero, else "tied"."""
+        """"higher" or "lower" where the interval leaves out zero, else "tied"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "tied"
 
 

@@ -109,6 +109,7 @@ class CellRecord(Captured):
         reference: name of the dense reference's folder.
         row: hash of all that cells must share to be averaged: everything but prompt and seed.
         follow_up: what the baselines of this cell take from it: its equal-time number of steps and its density.
+        compensation: of what was skipped, its name and options; None for none.
     """
 
     cell: str
@@ -119,6 +120,7 @@ class CellRecord(Captured):
     reference: str
     row: str
     follow_up: dict[str, Any] | None
+    compensation: dict[str, Any] | None
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vidaccel import kernels
+from vidaccel.compensation import compensation as read_compensation
 from vidaccel.eval.checks import as_list, check_names, check_type
 from vidaccel.methods import METHODS
 from vidaccel.schedule import Schedule
@@ -32,34 +33,37 @@ class Choice:
         name: a method, or "dense".
         options: of the method, as given.
         schedule: fields of a `Schedule`; None for the eval's or the family's.
+        compensation: of what is skipped, its name and all its options; None for the eval's.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     schedule: dict[str, Any] | None = None
+    compensation: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, given: Any) -> Choice:
-        """A choice from a name or a mapping: ``name``, ``schedule``, and options of the method.
+        """A choice from a name or a mapping: ``name``, ``schedule``, ``compensation``, and options of the method.
 
         Raises:
-            ValueError: no such method, option or schedule.
+            ValueError: no such method, option, schedule or compensation.
         """
         values = {"name": given} if isinstance(given, str) else given
         if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
             raise ValueError(f"method {given!r} is neither a name nor a mapping with a name")
-        name, schedule = values["name"], values.get("schedule")
-        options = {key: item for key, item in values.items() if key not in ("name", "schedule")}
+        name, schedule, made_up = values["name"], values.get("schedule"), values.get("compensation")
+        options = {key: item for key, item in values.items() if key not in ("name", "schedule", "compensation")}
         if name == DENSE:
-            if options or schedule is not None:
-                raise ValueError(f"method 'dense' takes no {next(iter(options), 'schedule')}")
+            refused = [*options, *(key for key in ("schedule", "compensation") if values.get(key) is not None)]
+            if refused:
+                raise ValueError(f"method 'dense' takes no {refused[0]}")
         elif name == FEWER_STEPS:
             raise ValueError("'fewer-steps' is a baseline: it follows each sparse cell where baselines are on")
         elif name not in METHODS:
             raise ValueError(f"unknown method {name!r}; choose {', '.join((DENSE, *METHODS))}")
         else:
             _check_options(name, options)
-        return cls(name, options, None if schedule is None else _schedule(schedule))
+        return cls(name, options, None if schedule is None else _schedule(schedule), _compensation(made_up))
 
     def crosses(self) -> bool:
         """Whether the density axis counts for it: not for dense, and not where its options set the density."""
@@ -86,6 +90,7 @@ class Settings:
         baselines: of `BASELINES`, those that run beside the methods; True for all, False for none.
         backend: of the sparse attention.
         precision: of the sparse attention, "int8" or "fp8"; None for the model's own type.
+        compensation: of what is skipped, for methods that name none of their own: its name and all its options.
     """
 
     method: tuple[Choice, ...] = (Choice("radial"),)
@@ -105,6 +110,7 @@ class Settings:
     baselines: tuple[str, ...] = BASELINES
     backend: str = "auto"
     precision: str | None = None
+    compensation: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Settings:
@@ -122,6 +128,8 @@ class Settings:
                 read[name] = _baselines(item)
             elif name == "schedule":
                 read[name] = None if item is None else _schedule(item)
+            elif name == "compensation":
+                read[name] = _compensation(item)
             else:
                 read[name] = check_type(name, item, typing.get_type_hints(cls)[name])
         made = cls(**read)
@@ -195,6 +203,12 @@ def _schedule(item: Any) -> dict[str, Any]:
     if not isinstance(item, Mapping):
         raise ValueError(f"schedule {item!r} is not a mapping of {', '.join(_fields(Schedule))}")
     return dataclasses.asdict(Schedule.of(item))
+
+
+def _compensation(item: Any) -> dict[str, Any] | None:
+    """A compensation as `Compensation.to_dict` has it, of what a user may write."""
+    made = read_compensation(item)
+    return None if made is None else made.to_dict()
 
 
 def _check_options(method: str, options: Mapping[str, Any]) -> None:

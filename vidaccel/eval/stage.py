@@ -9,6 +9,7 @@ from typing import Any
 
 import vidaccel
 from vidaccel.api import set_aside
+from vidaccel.compensation import COMPENSATIONS, Compensation
 from vidaccel.eval import env
 from vidaccel.eval.cells import Cell, random_options
 from vidaccel.eval.clip import Clip
@@ -124,8 +125,9 @@ class Stage:
     def _session(self, cell: Cell, method: Method | None) -> Session | None:
         if method is None:
             return None
+        made_up = None if cell.compensation is None else compensation_of(cell.compensation)
         session = vidaccel.enable(self.pipe, method, schedule=cell.schedule, backend=cell.backend,
-                                  precision=cell.precision, min_tokens=0)  # fmt: skip
+                                  precision=cell.precision, compensation=made_up, min_tokens=0)  # fmt: skip
         session.detach()
         return session
 
@@ -182,6 +184,7 @@ class Stage:
             files={"clip": CLIP} | ({"preview_lossy": PREVIEW} if decoded else {}), cell=cell.name, label=cell.label,
             requested_density=(cell.parent or cell).density, cache=cell.cache, baseline=baseline,
             reference=reference_name(cell.reference), row=cell.row, follow_up=follow_up,
+            compensation=did["compensation"],
         )  # fmt: skip
 
 
@@ -189,7 +192,12 @@ def _method(cell: Cell) -> Method | None:
     return None if cell.method == DENSE else METHODS[cell.method](**cell.options)
 
 
+def compensation_of(values: dict[str, Any]) -> Compensation:
+    """The compensation of a cell."""
+    return COMPENSATIONS[values["name"]](**values["options"])
+
+
 def _dense_run(cell: Cell) -> dict[str, Any]:
     """What a session's summary would say of a run without one."""
     return {"method": {"name": cell.method, "options": {}}, "schedule": {}, "backend": None, "layout": None,
-            "density": None, "calls": {}, "notes": []}  # fmt: skip
+            "density": None, "calls": {}, "notes": [], "compensation": None}  # fmt: skip

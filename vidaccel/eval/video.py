@@ -55,17 +55,8 @@ def write_mp4(frames: Any, path: str | os.PathLike[str], fps: float) -> Path:
     try:
         # Opened first: ffmpeg would report a folder that cannot be written as a broken pipe.
         part.touch()
-        with imageio.get_writer(
-            part,
-            format="FFMPEG",
-            mode="I",
-            fps=fps,
-            codec="libx264",
-            pixelformat="yuv420p",
-            quality=None,
-            macro_block_size=2,
-            output_params=options,
-        ) as writer:
+        with imageio.get_writer(part, format="FFMPEG", mode="I", fps=fps, codec="libx264", pixelformat="yuv420p",
+                                quality=None, macro_block_size=2, output_params=options) as writer:
             for frame in clip:
                 writer.append_data(frame)
         os.replace(part, path)

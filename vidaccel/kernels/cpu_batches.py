@@ -70,9 +70,8 @@ class Program:
     def gathered(self) -> int:
         """Rows of one head that the largest gather of queries, keys or values picks."""
         parts = (part for part in self.parts if isinstance(part, Gathered))
-        return max(
-            (max(part.rows.numel(), part.keys.numel()) * (self.heads if part.whole else 1) for part in parts), default=0
-        )
+        return max((max(part.rows.numel(), part.keys.numel()) * (self.heads if part.whole else 1) for part in parts),
+                   default=0)
 
     @cached_property
     def bias_elements(self) -> int:
@@ -130,10 +129,8 @@ def _plan(mask: BlockMask, call: Call) -> Program:
         for first, last in spans(tiles, mask.query_block, mask.queries, shape):
             start, stop = first * mask.query_block, min(last * mask.query_block, mask.queries)
             keys, bias = tiles.union(first, last)
-            runs += [
-                Run(row, head, start, stop - start, keys, bias)
-                for row, head in zip(group.rows, group.heads or (None,) * len(group.rows), strict=True)
-            ]
+            runs += [Run(row, head, start, stop - start, keys, bias)
+                     for row, head in zip(group.rows, group.heads or (None,) * len(group.rows), strict=True)]
     return Program(tuple(_parts(runs, mask, call)), covers_all, call.heads)
 
 
@@ -187,17 +184,8 @@ def _window(series: list[Run], tile: int) -> Window:
     first = series[0]
     step = series[1].start - first.start if len(series) > 1 else first.rows
     heads = slice(None) if first.head is None else slice(first.head, first.head + 1)
-    return Window(
-        first.batch,
-        heads,
-        len(series),
-        step,
-        first.start,
-        first.rows,
-        _first_key(first),
-        first.length,
-        _bias(series, first.length, tile),
-    )
+    return Window(first.batch, heads, len(series), step, first.start, first.rows, _first_key(first), first.length,
+                  _bias(series, first.length, tile))
 
 
 def _bias(runs: list[Run], length: int, tile: int) -> Bias | None:

@@ -83,7 +83,8 @@ def _costs(tiles: TileKeys, tile: int, queries: int, shape: Shape, sizes: list[i
         first = torch.arange(runs)
         rows = ((first + size) * tile).clamp(max=queries) - first * tile
         segments = torch.nn.functional.pad(any_tile, (1, 0)).int().diff(dim=1).clamp(min=0).sum(1)
-        cost = _cost(rows, any_tile.float() @ widths, segments > 1, (any_tile != every_tile).any(dim=1), shape)
+        cost = _cost(rows, any_tile.float() @ widths, segments > 1,
+                     (any_tile != every_tile).any(dim=1), shape)
         empties = empty[size:] - empty[:runs]
         cost[(empties > 0) & (empties < size)] = float("inf")
         cost[empties == size] = 0.0

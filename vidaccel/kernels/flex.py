@@ -62,13 +62,7 @@ def attention(
 
 
 def run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: BlockMask,
-    *,
-    key_lengths: Tensor | None,
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, *, key_lengths: Tensor | None, scale: float,
     return_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention over the pairs that a bare mask keeps: ``[batch, tokens, heads, head_dim]`` in and out."""

@@ -63,6 +63,10 @@ class Method(ABC):
             state: what this method remembers here; free to use.
         """
 
+    def reused(self, state: dict[str, Any]) -> bool:
+        """Whether what the last call of `plan` gave had been chosen in an earlier one, for the summary to count."""
+        return False
+
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         """Learn from a call of the dense steps at the start of a run, of a layer that will be sparse; see `plan`."""
         return
@@ -78,6 +82,22 @@ class Method(ABC):
     def schedule(self) -> Schedule | None:
         """The schedule that belongs to these options, such as a paper's; None for the family's own."""
         return None
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether plans can only be made in a run whose number of steps is known, such as by a density curve."""
+        return False
+
+    def check_steps(self, steps: int | None) -> None:
+        """Refuse a run of an unknown number of steps (None) if need be: when a bare transformer is enabled, and before
+        the first step of a run.
+
+        Raises:
+            ValueError: it is unknown.
+        """
+        if steps is None and self.needs_steps:
+            raise ValueError(f"these options of {self.name} need the number of steps of a run, which is unknown here: "
+                             "pass num_inference_steps")  # fmt: skip
 
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
         """Refuse models that these options are not for; called by `vidaccel.enable` before anything is changed.

@@ -15,7 +15,7 @@ from vidaccel.mask import BlockMask
 from vidaccel.methods.dynamic import Dynamic
 from vidaccel.patterns import cover, orders
 from vidaccel.plan import AttentionPlan
-from vidaccel.planning import select
+from vidaccel.planning import pool, select
 from vidaccel.site import Site
 
 KEPT = 64
@@ -76,15 +76,46 @@ class Blocks(Dynamic):
         """What is kept in any case: bool, broadcast to the scores' shape."""
         return tiles.keep
 
+    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+        """The blocks that the budget pays for: bool, of the scores' shape.
+
+        Args:
+            scores: fp32 ``[batch * heads, tiles, tiles]``.
+            keep: bool, broadcast to them: what is kept in any case.
+            tiles: of the grid.
+            batch: rows of the batch, each of which has a budget.
+            density: of this step; None where `top_p` is the budget.
+        """
+        if density is not None:
+            return select.budgeted(scores, density, weights=tiles.weights[None], groups=batch, keep=keep)
+        assert self.top_p is not None
+        return select.top_p(scores, self.top_p, keep=keep)
+
     def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
         tiles = tiles_of(site.layout, self.order_of(site.layout), self.block, query.device)
         scores = self.scores(query, key, value, tiles, site, state)
-        keep, density = self.always(query, key, tiles, site), self.density_at(site)
-        if density is None:
-            assert self.top_p is not None
-            kept = select.top_p(scores, self.top_p, keep=keep)
-        else:
-            kept = select.budgeted(scores, density, weights=tiles.weights[None], groups=len(query), keep=keep)
+        keep = self.always(query, key, tiles, site)
+        kept = self.pick(scores, keep, tiles, len(query), self.density_at(site))
         tokens = site.layout.tokens
         mask = BlockMask.from_blocks(kept, self.block, self.block, tokens, tokens)
         return AttentionPlan(mask, tiles.order, tiles.order)
+
+
+def pooled(query: Tensor, key: Tensor, tiles: Tiles, block: int) -> Tensor:
+    """The map that means of tiles predict: fp32 ``[batch * heads, tiles, tiles]``, rows that sum to 1.
+
+    Tiles with text, some of which may be padding, get nothing and are in no row's softmax.
+    """
+    means = [pool.block_mean(each, block, order=tiles.order) for each in (query, key)]
+    return pool.pooled_scores(means[0], means[1], query.shape[-1] ** -0.5, allowed=tiles.video)
+
+
+def patch(block: int) -> tuple[int, int, int]:
+    """Frames, rows and columns of `block` tokens of one frame, at most twice as wide as high: of 128, 1 x 8 x 16."""
+    rows = 1 << ((block.bit_length() - 1) // 2)
+    return 1, rows, block // rows
+
+
+def patch_order(block: int) -> str:
+    """The order of such patches one after the other. Where they do not fill a frame, blocks reach over two or more."""
+    return "tile:" + "x".join(map(str, patch(block)))

@@ -29,8 +29,19 @@ def check_budget(density: Any, top_p: Any) -> None:
         raise ValueError(f"a density curve has pairs (share of the run, density in (0, 1]), got {density!r}")
     ends = [each[0] for each in density]
     numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends)
-    if not numbers or ends[0] < 0 or ends[-1] != 1 or any(low >= high for low, high in pairwise(ends)):
+    # Asked this way round, as no comparison holds for NaN.
+    if not numbers or not (ends[0] >= 0 and ends[-1] == 1 and all(low < high for low, high in pairwise(ends))):
         raise ValueError(f"the shares of the run of a density curve rise from at least 0 to 1, got {ends}")
+
+
+def is_curve(density: Density | None) -> bool:
+    """Whether a density changes over a run."""
+    return density is not None and not isinstance(density, (int, float))
+
+
+def as_tuples(density: Density | None) -> Density | None:
+    """A checked density with a curve as tuples: what JSON has as lists equals, and can be hashed as, what was given."""
+    return density if density is None or isinstance(density, (int, float)) else tuple(tuple(each) for each in density)
 
 
 def density_at(density: Density | None, site: Site) -> float | None:
@@ -45,12 +56,13 @@ def density_at(density: Density | None, site: Site) -> float | None:
     if density is None or isinstance(density, (int, float)):
         return density
     if site.steps is None:
-        raise ValueError("a density curve needs the number of steps of a run: pass num_inference_steps to enable")
+        raise ValueError("a density curve needs the number of steps of a run: pass num_inference_steps")
     at = site.step / max(1, site.steps - 1)
     if at <= density[0][0]:
         return density[0][1]
     (x0, y0), (x1, y1) = next(pair for pair in pairwise(density) if at <= pair[1][0] or pair[1][0] == 1)
-    return y0 + (y1 - y0) * min(1.0, (at - x0) / (x1 - x0))
+    share = min(1.0, (at - x0) / (x1 - x0))
+    return y0 * (1 - share) + y1 * share
 
 
 def _share(value: Any) -> bool:

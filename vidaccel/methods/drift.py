@@ -17,15 +17,17 @@ BLOCK = 256
 MEANS, SIGNAL = "drift_means", "drift_signal"
 
 
-def check_drift(limit: Any) -> None:
+def check_drift(limit: Any, refresh: int) -> None:
     """Refuse what is no limit; None is one not given.
 
     Raises:
-        ValueError: not a number above 0.
+        ValueError: not a number above 0, or plans that are made anew at every step in any case.
     """
     number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-    if limit is not None and (not number or limit <= 0):
+    if limit is not None and not (number and limit > 0):
         raise ValueError(f"drift {limit!r} is not a number above 0")
+    if limit is not None and refresh == 1:
+        raise ValueError(f"drift {limit!r} can do nothing where every step has a new plan: give a refresh above 1")
 
 
 def drifted(limit: float | None, key: Tensor, state: dict[str, Any], *, renew: bool) -> bool:

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vidaccel.methods.base import Method
-from vidaccel.methods.budget import check_budget, density_at
+from vidaccel.methods.budget import as_tuples, check_budget, density_at, is_curve
 from vidaccel.methods.checks import check_block, check_count
 from vidaccel.methods.drift import check_drift, drifted
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
 
-PLAN, PLANNED, WHAT = "plan", "planned", "what"
-"""What `Dynamic` keeps in a state: the last plan, the step that it was made at, and what it was made for."""
+PLAN, AGE, SEEN, WHAT = "plan", "plan_age", "plan_seen", "plan_what"
+"""What `Dynamic` keeps in a state: the last plan, the steps that it served, the last of them, and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class Dynamic(Method):
             there falls evenly, and ends at 0.1.
         top_p: instead, the share of its estimated attention that each row of blocks keeps, in (0, 1].
         block: tile size in tokens of queries and keys.
-        refresh: steps that a plan is kept for, at least 1.
-        drift: a plan is made anew before that as soon as the keys have changed by more than this relative to those it
-            was made from (see `vidaccel.methods.drift`); None never looks.
+        refresh: steps that a plan is kept for, at least 1; only steps in which the layer is computed sparse count.
+        drift: a plan is made anew before that, at the step after the one in which the video's keys were found to have
+            changed by more than this relative to those it was made from (see `vidaccel.methods.drift`); None never
+            looks.
 
     Raises:
-        ValueError: a value out of range, or both budgets.
+        ValueError: a value out of range, both budgets, or a `drift` where `refresh` is 1.
     """
 
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p")
@@ -55,7 +56,8 @@ class Dynamic(Method):
         check_budget(self.density, self.top_p)
         check_block(self.block)
         check_count("refresh", self.refresh)
-        check_drift(self.drift)
+        check_drift(self.drift, self.refresh)
+        object.__setattr__(self, "density", as_tuples(self.density))
         if self.density is None and self.top_p is None:
             for name, value in self.budget.items():
                 object.__setattr__(self, name, value)
@@ -65,23 +67,40 @@ class Dynamic(Method):
     ) -> AttentionPlan:
         assert query is not None and key is not None and value is not None
         self.same(query, site, state)
-        due = PLAN not in state or site.step - state[PLANNED] >= self.refresh
+        if state.get(SEEN) != site.step:
+            state[SEEN], state[AGE] = site.step, state.get(AGE, 0) + 1
+        due = PLAN not in state or self.due(site, state)
         # Looked at in any case: a signal is read a step after it was taken.
-        if drifted(self.drift, key, state, renew=due) or due:
-            state[PLAN], state[PLANNED] = self.choose(query, key, value, site, state), site.step
+        video = key[:, site.layout.video_start : site.layout.video_end]
+        if drifted(self.drift, video, state, renew=due) or due:
+            state[PLAN], state[AGE] = self.choose(query, key, value, site, state), 1
         plan: AttentionPlan = state[PLAN]
         return plan
+
+    def reused(self, state: dict[str, Any]) -> bool:
+        return bool(state.get(AGE, 1) > 1)
+
+    def due(self, site: Site, state: dict[str, Any]) -> bool:
+        """Whether the last plan, of which there is one, has served its time."""
+        return bool(state[AGE] > self.refresh)
 
     @abstractmethod
     def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
         """A new plan; see `Method.plan`. Nothing may wait for the device."""
 
     def same(self, query: Tensor, site: Site, state: dict[str, Any]) -> None:
-        """Empty a state that belongs to calls of another shape, type or device."""
+        """Empty a state that belongs to calls of another shape, type or device.
+
+        What `observe` has put there stays where those calls were like this one.
+        """
         what = (site.layout, query.shape, query.dtype, query.device)
-        if state.get(WHAT) != what:
+        if state.setdefault(WHAT, what) != what:
             state.clear()
             state[WHAT] = what
+
+    @property
+    def needs_steps(self) -> bool:
+        return is_curve(self.density)
 
     def density_at(self, site: Site) -> float | None:
         """The density of a step; None where `top_p` is the budget.

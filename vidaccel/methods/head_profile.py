@@ -93,14 +93,15 @@ class HeadProfile(Method):
 
         Args:
             profile: with heads.
-            options: `density` or `max_error`, `block`.
+            options: all fields but `profile` and `digest`.
 
         Raises:
             ValueError: as for the class.
         """
         values = {item.name: item.default for item in dataclasses.fields(cls)} | options
-        if unknown := sorted(set(options) - {"density", "max_error", "block"}):
-            raise ValueError(f"a profile at hand takes no option {unknown[0]!r}, only density, max_error and block")
+        free = [name for name in values if name not in ("profile", "digest")]
+        if unknown := sorted(set(options) - set(free)):
+            raise ValueError(f"a profile at hand takes no option {unknown[0]!r}, only {', '.join(free)}")
         made = object.__new__(cls)
         for name, value in (values | {"profile": profile.reference}).items():
             object.__setattr__(made, name, value)

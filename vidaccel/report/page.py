@@ -61,13 +61,8 @@ def render(record: Mapping[str, Any], videos: Mapping[str, str]) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_asset("template.html.j2")).render(
-        style=Markup(_asset("report.css")),
-        script=Markup(script),
-        script_hash=Markup(digest),
-        videos=videos,
-        mask=_mask(record),
-        **view.page_values(record),
-    )
+        style=Markup(_asset("report.css")), script=Markup(script), script_hash=Markup(digest), videos=videos,
+        mask=_mask(record), **view.page_values(record))
 
 
 def _asset(name: str) -> str:

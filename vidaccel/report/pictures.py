@@ -75,10 +75,8 @@ def mask_picture(mask: BlockMask, layout: TokenLayout, size: int = 900, pattern:
         ValueError: `mask` is not over `layout`'s tokens, has no such pattern, or `size` is below 200 pixels.
     """
     if (mask.queries, mask.keys) != (layout.tokens, layout.tokens):
-        raise ValueError(
-            f"a mask of {mask.queries} queries and {mask.keys} keys does not belong to the grid {layout} "
-            f"of {layout.tokens} tokens"
-        )
+        raise ValueError(f"a mask of {mask.queries} queries and {mask.keys} keys does not belong to the grid {layout} "
+                         f"of {layout.tokens} tokens")
     if size < 200:
         raise ValueError(f"a picture of {size} pixels is too small to read; 200 is the least")
     cells, height, width = block_map(mask, pattern, min(MAX_CELLS, size // 2))
@@ -91,14 +89,8 @@ def mask_picture(mask: BlockMask, layout: TokenLayout, size: int = 900, pattern:
     figure = Figure(figsize=(5.0, 4.3), dpi=size / 5.0, facecolor=_PAPER, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    image = axes.imshow(
-        cells,
-        cmap=LinearSegmentedColormap.from_list("density", _COLOURS),
-        vmin=0,
-        vmax=1,
-        interpolation="nearest",
-        extent=(0, cells.shape[1] * width, cells.shape[0] * height, 0),
-    )
+    image = axes.imshow(cells, cmap=LinearSegmentedColormap.from_list("density", _COLOURS), vmin=0, vmax=1,
+                        interpolation="nearest", extent=(0, cells.shape[1] * width, cells.shape[0] * height, 0))
     axes.set(xlim=(0, mask.keys), ylim=(mask.queries, 0))
     _mark_frames(axes, layout)
     bar = figure.colorbar(image, ax=axes, shrink=0.6, ticks=[0, 0.5, 1], label="share computed")

@@ -24,11 +24,8 @@ class Column:
 
 
 REAL_SIZES = (
-    ("model", "Model", "{}"),
-    ("grid", "Token grid", "{}"),
-    ("tokens", "Tokens", "{:,}"),
-    ("video_density", "Video density", "{:.3f}"),
-    ("attention_work", "Attention work", "{}"),
+    ("model", "Model", "{}"), ("grid", "Token grid", "{}"), ("tokens", "Tokens", "{:,}"),
+    ("video_density", "Video density", "{:.3f}"), ("attention_work", "Attention work", "{}"),
     ("dense_pflop_per_step", "Dense, PFLOP per step", "{:#.3g}"),
     ("sparse_pflop_per_step", "Sparse, PFLOP per step", "{:#.3g}"),
     ("counted_attention_gain", "Counted gain, attention", "{:.2f}×"),
@@ -46,8 +43,7 @@ def page_values(record: Mapping[str, Any]) -> dict[str, Any]:
         "counted": _counted(sizes),
         "prompt": record.get("prompt"),
         "fps": _number(settings.get("fps")) or DEFAULT_FPS,
-        "width": settings.get("width") or 16,
-        "height": settings.get("height") or 9,
+        "width": settings.get("width") or 16, "height": settings.get("height") or 9,
         "columns": columns(record),
         "timing_note": _timing_note(record),
         "mask_text": mask_sentence(record),
@@ -110,10 +106,8 @@ def columns(record: Mapping[str, Any]) -> list[Column]:
 def mask_sentence(record: Mapping[str, Any]) -> str:
     """What the mask picture shows and what share of the pairs it keeps."""
     layout, density = _part(record, "layout"), _part(record, "density")
-    parts = [
-        "Each row is a tile of query tokens and each column a block of key tokens; dark cells are computed and "
-        "pale ones skipped, and the lines mark where a latent frame begins."
-    ]
+    parts = ["Each row is a tile of query tokens and each column a block of key tokens; dark cells are computed and "
+             "pale ones skipped, and the lines mark where a latent frame begins."]
     if all(layout.get(name) for name in ("frames", "height", "width")):
         parts.append(f"The grid is {layout['frames']} frames of {layout['height']} × {layout['width']} tokens.")
     video = _number(density.get("video_density"))
@@ -130,29 +124,18 @@ def real_sizes(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Settings, hardware and versions: (group, [(name, value)]), empty groups left out."""
-    run = {
-        key: record[key]
-        for key in ("created", "vidaccel", "git", "seed", "negative_prompt", "backend", "peak_memory_gib", "calls")
-        if key in record
-    }
+    run = {key: record[key] for key in ("created", "vidaccel", "git", "seed", "negative_prompt", "backend",
+                                        "peak_memory_gib", "calls") if key in record}
     method = _part(record, "method")
     groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("Run", run),
-        ("Model", _part(record, "model")),
-        ("Generation", _part(record, "settings")),
+        ("Run", run), ("Model", _part(record, "model")), ("Generation", _part(record, "settings")),
         ("Method", {"name": method.get("name"), **_part(method, "options")} if method else {}),
-        ("Schedule", _part(record, "schedule")),
-        ("Token layout", _part(record, "layout")),
-        ("Density", _part(record, "density")),
-        ("Timing", _part(record, "timing")),
-        ("Device", _part(record, "device")),
-        ("Versions", _part(record, "versions")),
+        ("Schedule", _part(record, "schedule")), ("Token layout", _part(record, "layout")),
+        ("Density", _part(record, "density")), ("Timing", _part(record, "timing")),
+        ("Device", _part(record, "device")), ("Versions", _part(record, "versions")),
     ]
-    return [
-        (title, [(name.replace("_", " "), _plain(value)) for name, value in values.items()])
-        for title, values in groups
-        if values
-    ]
+    return [(title, [(name.replace("_", " "), _plain(value)) for name, value in values.items()])
+            for title, values in groups if values]
 
 
 def _facts(record: Mapping[str, Any]) -> list[str]:

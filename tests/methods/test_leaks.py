@@ -1,0 +1,120 @@
+"""No method and no compensation carries anything over: every generation is bit-equal to that of a fresh session."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vidaccel
+from tests import tiny
+from tests.methods.test_mixed import BLOCK, PATTERNS, layer
+from vidaccel.compensation import COMPENSATIONS
+from vidaccel.heads import HeadTable
+from vidaccel.methods import METHODS, Method
+from vidaccel.methods.mixed import Mixed
+from vidaccel.profile import Profile
+from vidaccel.session import Session
+from vidaccel.summary import Tally
+
+OPTIONS: dict[str, Any] = {"density": 0.4, "block": 16}
+SETTING: dict[str, Any] = {"min_tokens": 0, "schedule": {"dense_first_steps": 1, "dense_first_layers": 0}}
+"""One dense step, for methods that watch."""
+LARGE: dict[str, Any] = {"num_inference_steps": 3, "output_type": "latent"}
+SMALL: dict[str, Any] = {**LARGE, "num_frames": 9, "height": 48, "width": 64}
+OTHER: dict[str, Any] = {**LARGE, "prompt": "a blue square", "seed": 5}
+CASES = [(name, None) for name, each in METHODS.items() if not each.static]
+CASES += [(method, name) for name in COMPENSATIONS for method in ("semantic", "svg") if method in METHODS]
+
+
+@functools.cache
+def pipe() -> Any:
+    """Two experts and two guidance branches."""
+    return tiny.tiny_wan(two_experts=True)
+
+
+def mixed() -> Method:
+    """Of two heads in two layers, those that choose change in the middle of a run."""
+    heads = ((layer(1, 3), layer(3, 3)), (layer(3, 2), layer(2, 1)))
+    table = HeadTable(BLOCK, PATTERNS, (0.7, 1.0), {"transformer": heads, "transformer_2": heads})
+    profile = Profile("head_profile", {"max_error": 1e-3}, SETTING["schedule"], 0, heads=table)
+    return Mixed.of(profile, dynamic="semantic", dynamic_density=0.4, refresh=2)
+
+
+def session(method: str, compensation: str | None) -> Any:
+    if method == "mixed":
+        return vidaccel.enable(pipe(), mixed(), **SETTING, compensation=compensation)
+    fields = METHODS[method].__dataclass_fields__  # type: ignore[attr-defined]
+    options = {name: value for name, value in OPTIONS.items() if name in fields}
+    options |= {"refresh": 2} if "refresh" in fields else {}
+    return vidaccel.enable(pipe(), method, **SETTING, **options, compensation=compensation)
+
+
+def stop(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+    """Ends a generation after its second step: in the middle of the second expert's or of a plan's time."""
+    if step == 1:
+        raise KeyboardInterrupt
+    return {}
+
+
+@pytest.mark.parametrize(("method", "compensation"), CASES)
+def test_nothing_is_carried_over(method: str, compensation: str | None) -> None:
+    def fresh(call: dict[str, Any]) -> np.ndarray:
+        with session(method, compensation):
+            return tiny.generate(pipe(), **call)
+
+    large, small = fresh(LARGE), fresh(SMALL)
+    with session(method, compensation) as one:
+        # Two generations in a row, after another prompt; then one after an aborted one, and two sizes in turn.
+        tiny.generate(pipe(), **OTHER)
+        assert np.array_equal(tiny.generate(pipe(), **LARGE), large)
+        assert one.summary().tally.sparse == 8 and one.summary().tally.shapes.keys() == {"transformer", "transformer_2"}
+        with pytest.raises(KeyboardInterrupt):
+            tiny.generate(pipe(), **OTHER, callback_on_step_end=stop)
+        assert np.array_equal(tiny.generate(pipe(), **LARGE), large)
+        assert np.array_equal(tiny.generate(pipe(), **SMALL), small)
+        assert np.array_equal(tiny.generate(pipe(), **LARGE), large)
+
+
+@pytest.mark.parametrize(("method", "compensation"), CASES)
+def test_branches_have_their_own(method: str, compensation: str | None) -> None:
+    """Each guidance branch gives what it gives where the other never runs: its calls are made again without those."""
+    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = []
+
+    def record(module: Any, args: Any, kwargs: Any, out: Any) -> None:
+        calls.append((module, args, kwargs, out[0]))
+
+    hooks = [
+        each.register_forward_hook(record, with_kwargs=True) for each in (pipe().transformer, pipe().transformer_2)
+    ]
+    with session(method, compensation):
+        tiny.generate(pipe(), **LARGE)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == 6
+    for branch in (0, 1):
+        with torch.no_grad(), session(method, compensation) as alone:
+            for module, args, kwargs, out in calls[branch::2]:
+                assert torch.equal(module(*args, **kwargs)[0], out)
+            assert alone.summary().tally.sparse == 4
+
+
+def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session that forgets to forget, and one that has one state for all branches, fail these tests."""
+
+    def keeps(self: Session) -> None:
+        self._tally, self.runs = Tally(), self.runs + 1
+
+    def shares(self: Session, site: Any, whose: str = "method") -> dict[str, Any]:
+        return self._state.setdefault((whose, site.expert, "", site.layer), {})
+
+    with monkeypatch.context() as patched, pytest.raises(AssertionError):
+        patched.setattr(Session, "_begin_run", keeps)
+        test_nothing_is_carried_over("nabla", None)
+    with monkeypatch.context() as patched, pytest.raises(AssertionError):
+        patched.setattr(Session, "_remembered", shares)
+        test_branches_have_their_own("nabla", None)
