@@ -85,6 +85,18 @@ def test_update(shape: tuple[int, ...]) -> None:
     assert torch.equal(result.centroids[:, 0], old[:, 0]), "cluster 0 is empty and stays"
 
 
+def test_rows_together_are_one_lane_of_all_their_tokens() -> None:
+    points = torch.randn(6, 40, 2, 8)
+    both = torch.cat([points[:3], points[3:]], dim=1)
+    start = sample(both[:, :40], 7, seed=0)
+    assert torch.equal(sample(points, 7, 0, together=2), start.repeat(2, 1, 1))
+    result, expected = kmeans(points, 7, iterations=4, together=2), kmeans(both, 7, iterations=4, start=start)
+    torch.testing.assert_close(result.centroids, expected.centroids.repeat(2, 1, 1))
+    assert torch.equal(result.labels, torch.cat([expected.labels[:, :40], expected.labels[:, 40:]]))
+    far = torch.cat([start, torch.full((6, 1, 8), 1e3)], dim=1).repeat(2, 1, 1)
+    assert torch.equal(kmeans(points, 8, iterations=2, start=far, together=2).centroids[:, 7], far[:, 7])
+
+
 def test_few_tokens_at_a_time_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     points, centroids = torch.randn(2, 101, 3, 8), torch.randn(6, 11, 8)
     whole = update(points, assign(points, centroids), centroids)
@@ -206,6 +218,7 @@ POINTS, START = torch.zeros(1, 4, 2, 8), torch.zeros(2, 3, 8)
         (lambda: kmeans(POINTS, 3, iterations=0), "iterations=0"),
         (lambda: kmeans(POINTS, 0, iterations=1), "clusters=0"),
         (lambda: kmeans(POINTS, 4, iterations=1, start=START), r"start is \[lanes, 4, head_dim\], got \[2, 3, 8\]"),
+        (lambda: kmeans(POINTS, 3, iterations=1, together=2), "together=2; 1 batch rows are not that many equal runs"),
         (lambda: kmeans(POINTS[0], 3, iterations=1), r"\[batch, tokens, heads, head_dim\], got .*\[4, 2, 8\]"),
         (lambda: kmeans(POINTS[:, :0], 3, iterations=1), r"\[1, 0, 2, 8\]"),
         (lambda: assign(POINTS, START.half()), r"centroids are float32 \[2, clusters, 8\] on cpu, got torch.float16"),

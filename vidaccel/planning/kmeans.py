@@ -45,7 +45,7 @@ class KMeans:
 
 
 def kmeans(
-    points: Tensor, clusters: int, *, iterations: int, start: Tensor | None = None, seed: int = 0
+    points: Tensor, clusters: int, *, iterations: int, start: Tensor | None = None, seed: int = 0, together: int = 1
 ) -> KMeans:  # fmt: skip
     """Rounds of assigning tokens to their nearest centroid and moving centroids to the means of their tokens.
 
@@ -54,7 +54,9 @@ def kmeans(
         clusters: per lane. More than there are tokens leaves some empty.
         iterations: rounds, at least one; the labels are those of the last, the centroids the means of these.
         start: fp32 ``[lanes, clusters, head_dim]``, such as the centroids of an earlier step; None takes random tokens.
-        seed: of these; the same on every device of one kind.
+        seed: of these; the same on every device.
+        together: the batch is that many equal runs of rows, such as two guidance branches, and rows of one place in
+            them have common centroids, the means over all their tokens. A `start` is then as common.
 
     Raises:
         ValueError: shapes or types that do not fit together, or no round.
@@ -63,24 +65,51 @@ def kmeans(
         raise ValueError(f"iterations={iterations}; k-means has at least one")
     if clusters < 1:
         raise ValueError(f"clusters={clusters}; k-means has at least one")
-    centroids = sample(points, clusters, seed) if start is None else start
+    if together < 1 or len(points) % together:
+        raise ValueError(f"together={together}; {len(points)} batch rows are not that many equal runs")
+    centroids = sample(points, clusters, seed, together) if start is None else start
     if centroids.shape[1:2] != (clusters,):
         raise ValueError(f"start is [lanes, {clusters}, head_dim], got {list(centroids.shape)}")
-    result = update(points, assign(points, centroids), centroids)
-    for _ in range(iterations - 1):
-        result = update(points, assign(points, result.centroids), result.centroids)
+    for _ in range(iterations):
+        result = _common(update(points, assign(points, centroids), centroids), together)
+        centroids = result.centroids
     return result
 
 
-def sample(points: Tensor, clusters: int, seed: int) -> Tensor:
-    """Random tokens of each lane, all different as long as there are enough: fp32 ``[lanes, clusters, head_dim]``."""
+def _common(result: KMeans, together: int) -> KMeans:
+    """Centroids that are means over the clusters of several lanes; where all are empty, they were equal before."""
+    if together == 1:
+        return result
+    centroids = result.centroids.unflatten(0, (together, -1))
+    sizes = result.sizes.unflatten(0, (together, -1))[..., None]
+    total = sizes.sum(0)
+    means = torch.where(total > 0, (centroids * sizes).sum(0) / total.clamp(min=1), centroids[0])
+    return KMeans(means.repeat(together, 1, 1), result.labels, result.order)
+
+
+def sample(points: Tensor, clusters: int, seed: int, together: int = 1) -> Tensor:
+    """Random tokens of each lane, all different as long as there are enough: fp32 ``[lanes, clusters, head_dim]``.
+
+    Lanes with common centroids (see `kmeans`) start from tokens of the first of them.
+    """
     _check(points)
+    if together > 1:
+        return sample(points[: len(points) // together], clusters, seed).repeat(together, 1, 1)
     batch, tokens, heads, head_dim = points.shape
-    generator = torch.Generator(points.device).manual_seed(seed)
-    shuffled = torch.rand(batch, heads, tokens, generator=generator, device=points.device).argsort(dim=-1, stable=True)
+    places = torch.arange(batch * heads * tokens, device=points.device).view(batch, heads, tokens)
+    shuffled = _mixed(places, seed).argsort(dim=-1)
     token = shuffled[..., torch.arange(clusters, device=points.device) % tokens].transpose(1, 2)
     chosen = points.gather(1, token[..., None].expand(-1, -1, -1, head_dim))
     return chosen.transpose(1, 2).reshape(batch * heads, clusters, head_dim).float()
+
+
+def _mixed(numbers: Tensor, seed: int) -> Tensor:
+    """Different numbers as different ones in a random sequence, from no state (splitmix64, Steele et al. 2014)."""
+    mixed = numbers * -0x61C8864680B583EB + seed * 0x2545F4914F6CDD1D % (1 << 63)
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        # Shifts bring in zeros, not the sign.
+        mixed = (mixed ^ (mixed >> shift & (1 << 64 - shift) - 1)) * factor
+    return mixed ^ (mixed >> 31 & (1 << 33) - 1)
 
 
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
@@ -131,23 +160,34 @@ def update(points: Tensor, labels: Tensor, centroids: Tensor) -> KMeans:
     order = order_by(labels, centroids.shape[1])
     if dispatch.uses_triton(points, centroids, labels):
         return KMeans(dispatch.module("kmeans").means(points, order, centroids), labels, order)
-    return KMeans(_means(points, labels, order.sizes, centroids), labels, order)
+    return KMeans(_moved(centroids, _sums(points, order), order), labels, order)
 
 
 def update_reference(points: Tensor, labels: Tensor, centroids: Tensor) -> KMeans:
-    """`update` in torch, by matrix products with one-hot labels: these sum in the same order every time."""
-    order = order_by(labels, centroids.shape[1])
-    return KMeans(_means(points, labels, order.sizes, centroids), labels, order)
-
-
-def _means(points: Tensor, labels: Tensor, sizes: Tensor, centroids: Tensor) -> Tensor:
+    """`update` by matrix products with one-hot labels."""
     clusters = centroids.shape[1]
+    order = order_by(labels, clusters)
     numbers = torch.arange(clusters, dtype=torch.int32, device=labels.device)[:, None]
     sums = torch.zeros_like(centroids)
     for first, chunk in _chunks(points, clusters):
         members = labels[:, None, first : first + chunk.shape[1]] == numbers
         sums.baddbmm_(members.float(), chunk)
-    sizes = sizes[..., None]
+    return KMeans(_moved(centroids, sums, order), labels, order)
+
+
+def _sums(points: Tensor, order: Order) -> Tensor:
+    """The sum of each cluster's tokens, lane by lane in torch: fp32 ``[lanes, clusters, head_dim]``."""
+    heads = points.shape[2]
+    lanes = ((points[lane // heads, :, lane % heads].float(), lane) for lane in range(points.shape[0] * heads))
+    return torch.stack([
+        torch.nn.functional.embedding_bag(order.order[lane], states, order.starts[lane, :-1], mode="sum")
+        for states, lane in lanes
+    ])  # fmt: skip
+
+
+def _moved(centroids: Tensor, sums: Tensor, order: Order) -> Tensor:
+    """Means of clusters, of an empty one the old."""
+    sizes = order.sizes[..., None]
     return torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
 
 

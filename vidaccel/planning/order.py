@@ -16,6 +16,9 @@ from vidaccel.mask import BlockMask
 from vidaccel.plan import index_of
 from vidaccel.planning import dispatch
 
+RUN = 1 << 23
+"""Tiles times clusters of the lanes that are made ranges of at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Order:
@@ -65,6 +68,26 @@ def order_by(labels: Tensor, clusters: int) -> Order:
     starts = torch.searchsorted(combined, borders, out_int32=True)
     at = lane * clusters + torch.arange(clusters + 1, dtype=torch.int32, device=labels.device)
     return Order((place.view(lanes, tokens) - lane * tokens).int(), starts[at] - lane * tokens)
+
+
+def chain(points: Tensor) -> Tensor:
+    """Points put in a row, after each the nearest of those left: int64 ``[lanes, points]``, the first of all first.
+
+    Of clusters in the order of their centroids, those that a query attends to are often neighbours and make one range.
+    A few small operations for each point, and fp32 ``[lanes, points, points]``.
+
+    Args:
+        points: fp32 ``[lanes, points, width]``.
+    """
+    lanes, count, _ = points.shape
+    # Squared distances but for |from|^2, the same for all that are compared.
+    away = torch.baddbmm(points.square().sum(-1)[:, None], points, points.transpose(1, 2), alpha=-2)
+    order = torch.zeros(lanes, count, dtype=torch.int64, device=points.device)
+    for place in range(1, count):
+        at = order[:, place - 1, None, None]
+        away.scatter_(2, at.expand(-1, count, 1), float("inf"))
+        order[:, place] = away.gather(1, at.expand(-1, 1, count))[:, 0].argmin(1)
+    return order
 
 
 def permute(states: Tensor, order: Tensor) -> Tensor:
@@ -121,9 +144,7 @@ def cluster_mask(
 ) -> BlockMask:
     """The mask, over ordered positions, of query clusters that attend to key clusters.
 
-    A query tile that lies in several clusters attends to what any of them keeps. Ranges are token-exact, neighbouring
-    kept clusters are one range, and clusters without tokens count nowhere. It takes about 30 bytes per tile and key
-    cluster while it works, and room for half as many ranges as there are tiles times key clusters.
+    A query tile that lies in several clusters attends to what any of them keeps. See `tile_mask` for the rest.
 
     Args:
         query_starts, key_starts: int32 ``[lanes, clusters + 1]``, see `Order`; the last are `queries` and `keys`.
@@ -134,35 +155,76 @@ def cluster_mask(
     Raises:
         ValueError: shapes or types that do not fit together.
     """
-    expected = (len(query_starts), query_starts.shape[-1] - 1, key_starts.shape[-1] - 1)
-    if kept.dtype != torch.bool or tuple(kept.shape) != expected or len(key_starts) != len(query_starts):
-        raise ValueError(
-            f"kept clusters are bool {list(expected)} by starts {list(query_starts.shape)} and "
-            f"{list(key_starts.shape)}, got {kept.dtype} {list(kept.shape)}"
-        )
+    _check_kept(kept, key_starts, query_starts.shape[-1] - 1, f"starts {list(query_starts.shape)}")
+    tiles = union(kept, query_starts, queries, query_block)
+    return tile_mask(key_starts, tiles, queries=queries, keys=keys, query_block=query_block, key_block=key_block)
+
+
+def tile_mask(
+    key_starts: Tensor, kept: Tensor, *, queries: int, keys: int, query_block: int = 128, key_block: int = 128
+) -> BlockMask:  # fmt: skip
+    """The mask, over ordered positions, of query tiles that attend to key clusters.
+
+    Ranges are token-exact, neighbouring kept clusters are one range, and clusters without tokens count nowhere. It
+    takes about 4 bytes per tile and key cluster while it works, besides 12 for at most RUN of these at a time (or for a
+    lane's, if they are more), and has room for half as many ranges as there are tiles times key clusters.
+
+    Args:
+        key_starts: int32 ``[lanes, clusters + 1]``, see `Order`; the last is `keys`.
+        kept: bool ``[lanes, tiles, key clusters]``.
+        queries, keys: tokens.
+        query_block, key_block: as of `BlockMask`; ranges start and end anywhere, whatever `key_block` is.
+
+    Raises:
+        ValueError: shapes or types that do not fit together.
+    """
+    _check_kept(kept, key_starts, -(-queries // query_block), f"{queries} queries in tiles of {query_block}")
     starts, ends = key_starts[:, :-1], key_starts[:, 1:]
     # Empty clusters go last, where they part no neighbours.
     filled, column = (ends > starts).byte().sort(dim=1, descending=True, stable=True)
     starts, ends = starts.gather(1, column), ends.gather(1, column)
     kept = kept.gather(2, column[:, None].expand(kept.shape)) & filled.bool()[:, None]
-    tiles = _of_tiles(kept, query_starts, queries, query_block)
-    offsets, ranges = _runs(tiles, starts.int(), ends.int())
+    offsets, ranges = _runs(kept, starts.int(), ends.int())
     mask = BlockMask(offsets, ranges, query_block, key_block, queries, keys)
     return mask.trimmed() if kept.device.type == "cpu" else mask
 
 
-def _of_tiles(kept: Tensor, starts: Tensor, queries: int, query_block: int) -> Tensor:
-    """What each query tile keeps, the union of its clusters: bool ``[lanes, tiles, key clusters]``."""
+def union(kept: Tensor, starts: Tensor, queries: int, query_block: int) -> Tensor:
+    """What any cluster of each query tile keeps: bool ``[lanes, tiles, key clusters]``.
+
+    Args:
+        kept: bool ``[lanes, query clusters, key clusters]``.
+        starts: int32 ``[lanes, query clusters + 1]``, see `Order`; the last is `queries`.
+        queries, query_block: tokens.
+    """
     first = torch.arange(0, queries, query_block, dtype=starts.dtype, device=starts.device)
     last = (first + query_block).clamp(max=queries) - 1
-    ends = starts[:, 1:].contiguous()
-    # The cluster of a position is the first that ends after it.
-    at = (each.expand(len(starts), -1).contiguous() for each in (first, last))
-    cluster = [torch.searchsorted(ends, each, right=True) for each in at]
+    cluster = [cluster_at(starts, each) for each in (first, last)]
     kept = kept & (starts.diff(dim=1) > 0)[..., None]
     before = torch.nn.functional.pad(kept.cumsum(1, dtype=torch.int32), (0, 0, 1, 0))
     begin, end = (each[..., None].expand(-1, -1, kept.shape[2]) for each in (cluster[0], cluster[1] + 1))
     return before.gather(1, end) > before.gather(1, begin)
+
+
+def cluster_at(starts: Tensor, positions: Tensor) -> Tensor:
+    """The cluster that holds each position: int64 ``[lanes, positions]``.
+
+    Args:
+        starts: int32 ``[lanes, clusters + 1]``, see `Order`.
+        positions: int32 ``[positions]`` or ``[lanes, positions]``, all before the last start.
+    """
+    # It is the first cluster that ends after the position: empty ones never are.
+    at = positions.expand(len(starts), -1).contiguous()
+    return torch.searchsorted(starts[:, 1:].contiguous(), at, right=True)
+
+
+def _check_kept(kept: Tensor, key_starts: Tensor, rows: int, of: str) -> None:
+    expected = (len(key_starts), rows, key_starts.shape[-1] - 1)
+    if kept.dtype != torch.bool or tuple(kept.shape) != expected:
+        raise ValueError(
+            f"kept clusters are bool {list(expected)} by {of} and {list(key_starts.shape)}, got "
+            f"{kept.dtype} {list(kept.shape)}"
+        )
 
 
 def _runs(kept: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,15 +232,27 @@ def _runs(kept: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
 
     A range for every run that there could be is returned; those that there are come first, and the rest is zeros.
     """
+    lanes, tiles, columns = kept.shape
+    capacity = lanes * tiles * -(-columns // 2)
+    ranges = kept.new_zeros((capacity + 1, 2), dtype=torch.int32)
+    offsets = kept.new_zeros((lanes, tiles + 1), dtype=torch.int32)
+    taken = offsets.new_zeros(1)
+    step = max(1, RUN // (tiles * columns))
+    for first in range(0, lanes, step):
+        some = slice(first, first + step)
+        offsets[some] = _put_runs(kept[some], starts[some], ends[some], taken, ranges)
+        taken = offsets[some][-1, -1:]
+    return offsets, ranges[:capacity]
+
+
+def _put_runs(kept: Tensor, starts: Tensor, ends: Tensor, taken: Tensor, ranges: Tensor) -> Tensor:
+    """Put the runs of some lanes into `ranges` after the first `taken`; their offsets."""
     edge = torch.nn.functional.pad(kept, (1, 1))
     begins, closes = kept & ~edge[..., :-2], kept & ~edge[..., 2:]
-    upto = begins.flatten(1).sum(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    within = begins.sum(2, dtype=torch.int32).cumsum(1, dtype=torch.int32)
-    offsets = torch.nn.functional.pad(within, (1, 0)) + torch.nn.functional.pad(upto[:-1], (1, 0))[:, None]
-    capacity = kept.shape[0] * kept.shape[1] * -(-kept.shape[2] // 2)
-    ranges = kept.new_zeros((capacity + 1, 2), dtype=torch.int32)
     for side, (marks, values) in enumerate(((begins, starts), (closes, ends))):
         # What is no border is written to one spare place, so that no shape depends on the marks.
-        place = marks.flatten().cumsum(0).sub_(1).masked_fill_(~marks.flatten(), capacity)
+        place = marks.flatten().cumsum(0).add_(taken - 1).masked_fill_(~marks.flatten(), len(ranges) - 1)
         ranges[:, side].scatter_(0, place, values[:, None].expand(marks.shape).reshape(-1))
-    return offsets, ranges[:capacity]
+    rows = begins.sum(2, dtype=torch.int32)
+    upto = torch.nn.functional.pad(rows.flatten().cumsum(0, dtype=torch.int32), (1, 0)) + taken
+    return torch.cat([upto[:-1].view(rows.shape), upto[rows.shape[1] :: rows.shape[1], None]], dim=1)

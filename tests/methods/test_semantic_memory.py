@@ -1,0 +1,99 @@
+"""What `semantic` takes of memory at real sizes: counted, and followed on tensors without contents."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.methods.online import site_of
+from vidaccel.layout import TokenLayout
+from vidaccel.methods.semantic import Semantic
+from vidaccel.methods.semantic_memory import key_block
+from vidaccel.planning import kmeans, select
+
+WAN_720P = TokenLayout(21, 45, 80)
+HUNYUAN_720P = TokenLayout(33, 45, 80, text_after=256)
+
+
+class Live(TorchDispatchMode):
+    """Follows the bytes of all storages that operations make."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.held: Counter[int] = Counter()
+        self.size = self.most = 0
+        self.given = {each.untyped_storage()._cdata for each in given}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor) and each.untyped_storage()._cdata not in self.given:
+                self._hold(each)
+        return out
+
+    def _hold(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        name, size = storage._cdata, storage.nbytes()
+        if not self.held[name]:
+            self.size += size
+            self.most = max(self.most, self.size)
+        self.held[name] += 1
+        weakref.finalize(tensor, self._drop, name, size)
+
+    def _drop(self, name: int, size: int) -> None:
+        self.held[name] -= 1
+        if not self.held[name]:
+            self.size -= size
+
+
+@pytest.fixture
+def _as_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the Triton kernels allocate, in place of what the torch references do."""
+    numbers = {"dtype": torch.int32, "device": "meta"}
+    monkeypatch.setattr(kmeans, "assign", lambda points, start: torch.empty(len(start), points.shape[1], **numbers))
+    monkeypatch.setattr(kmeans, "_sums", lambda points, order: torch.empty(*order.sizes.shape, 128, device="meta"))
+    # Two marks per block: what is kept in any case, and the result.
+    marks = {"dtype": torch.bool, "device": "meta"}
+    for name in ("budgeted", "top_p"):
+        monkeypatch.setattr(select, name, lambda scores, *_, **__: torch.empty(2, *scores.shape, **marks)[0])
+
+
+@pytest.mark.usefixtures("_as_kernels")
+@pytest.mark.parametrize("layout", [WAN_720P, HUNYUAN_720P], ids=str)
+@pytest.mark.parametrize("options", [{}, {"by": "cluster"}, {"top_p": 0.9}, {"refresh": 2}, {"key_clusters": 2000}])
+def test_scratch_of_a_call_is_under_what_is_counted(layout: TokenLayout, options: dict[str, Any]) -> None:
+    heads = 40 if layout == WAN_720P else 24
+    method = Semantic(first_iterations=2, **options)
+    query, key = (torch.empty(1, layout.tokens, heads, 128, dtype=torch.bfloat16, device="meta") for _ in range(2))
+    counted, state = method.memory(layout, heads, 128), dict[str, Any]()
+    live = Live(query, key)
+    with live:
+        for step in (10, 11):
+            plan = method.plan(query, key, key, site_of(layout, step), state)
+        del plan
+    assert 0.5 * counted.scratch < live.most <= counted.scratch
+    assert sum(counted.state.values()) == pytest.approx(live.size, rel=0.02)
+    assert counted.scratch < 1e9 or options.get("key_clusters") == 2000
+
+
+def test_what_a_whole_model_keeps() -> None:
+    """Wan 14B at 720p: 40 layers of 40 heads."""
+    states = [
+        Semantic(**options).memory(WAN_720P, 40, 128).state for options in ({}, {"refresh": 4}, {"keep": "nothing"})
+    ]
+    total = [sum(each.values()) * 40 / 1e9 for each in states]
+    assert total == pytest.approx([0.65, 1.74, 0.0], rel=0.02)
+
+
+def test_key_blocks() -> None:
+    assert [key_block(tokens, 128) for tokens in (0, 1, 16, 31, 32, 76, 128, 500)] == [16, 16, 16, 16, 32, 64, 128, 128]
+    assert key_block(76, 16) == 16

@@ -1,0 +1,99 @@
+"""How many clusters a grid has, and what memory `vidaccel.methods.semantic` takes with them: counted, not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vidaccel.layout import TokenLayout
+from vidaccel.planning.order import RUN
+
+
+def counts(video_tokens: int) -> tuple[int, int]:
+    """Clusters of queries and of keys that a number of video tokens has by default."""
+    return max(1, round(2.2 * math.sqrt(video_tokens))), max(1, round(3.6 * math.sqrt(video_tokens)))
+
+
+def key_block(tokens: int, block: int) -> int:
+    """The largest power of two of at most as many tokens as a cluster has, from 16 to `block`."""
+    return min(block, max(16, 1 << max(1, tokens).bit_length() - 1))
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device.
+
+    Args:
+        state: what stays between steps, by what it is; of one layer and expert.
+        plan: of the plan of a call, which goes after it.
+        scratch: the most that is taken at once while a plan is made, the plan itself included.
+    """
+
+    state: Mapping[str, int]
+    plan: int
+    scratch: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the memory of a call depends on.
+
+    Args:
+        layout: the token grid.
+        lanes: heads times batch rows.
+        head_dim: of a head.
+        itemsize: bytes of a number of the states.
+        query_clusters, key_clusters: of a lane.
+        block: tokens of a tile.
+    """
+
+    layout: TokenLayout
+    lanes: int
+    head_dim: int
+    itemsize: int
+    query_clusters: int
+    key_clusters: int
+    block: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all lanes, text included."""
+        return self.lanes * self.layout.tokens
+
+    @property
+    def cells(self) -> int:
+        """Query tiles times key clusters, text among them, of all lanes."""
+        return self.lanes * -(-self.layout.tokens // self.block) * (self.key_clusters + 1)
+
+    @property
+    def centroids(self) -> int:
+        """Numbers of all centroids."""
+        return self.lanes * (self.query_clusters + self.key_clusters) * self.head_dim
+
+    def memory(self, *, keep: str, refresh: int) -> Memory:
+        """The memory of a call; see `Semantic` for the options."""
+        state = {} if keep == "nothing" else {"centroids": self.centroids * self.itemsize}
+        if refresh > 1:
+            # Two orders, and a bit per cell.
+            state["plans"] = 8 * self.tokens + self.cells // 8 + 4 * self.lanes * (self.key_clusters + 1)
+        ranges, orders = 4 * self.cells, 8 * self.tokens
+        # Labels and orders of queries and keys, and centroids in fp32.
+        found = 16 * self.tokens + 4 * self.centroids
+        return Memory(state, orders + ranges, found + max(self._sort(), self._scores(), self._ranges(ranges)))
+
+    def _sort(self) -> int:
+        """Labels sorted: themselves, the result with places in 64 bits, the sort's own, and the places of the lane."""
+        return (4 + 12 + 12 + 12) * self.tokens
+
+    def _scores(self) -> int:
+        """Estimates of clusters twice, their parts in tiles, and per cell a score, a piece, a weight and two marks."""
+        pairs = self.lanes * self.query_clusters * self.key_clusters
+        parts = self.lanes * self.query_clusters * -(-self.layout.tokens // self.block)
+        return 8 * pairs + 12 * parts + 14 * self.cells + 4 * pairs
+
+    def _ranges(self, ranges: int) -> int:
+        """Ranges, marks thrice, and for a run of lanes at a time places in 64 bits, values and marks."""
+        tiles = -(-self.layout.tokens // self.block)
+        at_once = max(min(self.cells, RUN), tiles * (self.key_clusters + 1))
+        return ranges + 5 * self.cells + 30 * at_once
