@@ -44,8 +44,8 @@ class Semantic(Dynamic):
     over all heads of a batch row, so that the pairs that are attended meet it. Centroids stay from step to step, and
     are made in the dense steps at the start already.
 
-    Guidance branches share centroids: guidance multiplies the difference of their outputs, and with it that of their
-    errors, which is smaller by far where both are grouped alike. What each keeps is its own choice.
+    Guidance branches in one batch share centroids: guidance multiplies the difference of their outputs, and with it
+    that of their errors, which is smaller by far where both are grouped alike. Each assigns and chooses for itself.
 
     Args:
         density, top_p, block, refresh, drift: see `Dynamic`.
@@ -56,9 +56,9 @@ class Semantic(Dynamic):
             kept in any case.
         first_iterations, iterations: rounds of k-means from random tokens, and from earlier centroids.
         warmup: centroids are made during the dense steps at the start, too.
-        keep: what stays in memory between steps, per layer and expert (see `semantic_memory`): "plans" (as `refresh`
-            above 1 needs; where it is 1, the centroids), "centroids", or "nothing": then every call starts from random
-            tokens.
+        keep: what stays in memory between steps, per layer, branch and expert (see `semantic_memory`): "plans" (as
+            `refresh` above 1 needs; where it is 1, the centroids), "centroids", or "nothing": then every call starts
+            from random tokens.
         preset: one of `PRESETS`, the published settings for a model; they come in place of all options but `block`,
             `refresh`, `drift` and `keep`.
 
@@ -69,7 +69,6 @@ class Semantic(Dynamic):
     name: ClassVar[str] = "semantic"
     paper: ClassVar[str] = "Sparse VideoGen 2, arXiv 2505.18875"
     observes: ClassVar[bool] = True
-    shares_branches: ClassVar[bool] = True
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
 
     query_clusters: int | None = None
@@ -206,7 +205,7 @@ class Semantic(Dynamic):
         batch, _, heads, head_dim = query.shape
         held = self.memory(site.layout, batch * heads, head_dim, query.itemsize)
         what = ", ".join(f"{size / 1e6:.1f} MB of {name}" for name, size in held.state.items()) or "nothing"
-        return f"each of {site.layers} layers keeps {what}"
+        return f"each of {site.layers} layers keeps {what} for each guidance pass"
 
 
 def first(video: Tensor, count: int, rounds: int, seed: int, together: int) -> Tensor:
