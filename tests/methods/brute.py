@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.methods.online import site_of, states
-from tests.planning.no_sync import NoSync
+from tests.methods.online import check_unseen, site_of, states
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.plan import AttentionPlan
@@ -163,15 +162,7 @@ def check_order(plan: AttentionPlan, cut: Cut) -> None:
 
 def check_nothing_waits(method: Method, layout: TokenLayout = LAYOUTS[3]) -> None:
     """A method plans without the contents of a tensor."""
-    tensors = [each.to("meta") for each in states(layout, batch=2)]
-    # What is made once per grid may wait.
-    method.plan(*tensors, site_of(layout), {})
-    with NoSync():
-        state: dict[str, Any] = {}
-        for step in (10, 11):
-            plan = method.plan(*tensors, site_of(layout, step), state)
-            plan.densities(layout)
-    assert plan.mask is not None and plan.mask.ranges.device.type == "meta" and plan.mask.patterns == 6
+    check_unseen(method, layout)
 
 
 def refused(make: Callable[..., Any], complaint: str, **options: Any) -> None:

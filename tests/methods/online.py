@@ -96,6 +96,11 @@ def check_nothing_waits(method: Method, layout: TokenLayout, monkeypatch: pytest
         return OutputErrors(torch.empty(len(plans), len(query), query.shape[2], device="meta"), query.sum((1, 3)))
 
     monkeypatch.setattr(candidates, "output_errors", errors)
+    check_unseen(method, layout)
+
+
+def check_unseen(method: Method, layout: TokenLayout) -> None:
+    """A method plans two steps from tensors without contents, which nothing can wait for."""
     tensors = [each.to("meta") for each in states(layout, batch=2)]
     # What is made once per grid may wait.
     method.plan(*tensors, site_of(layout), {})
