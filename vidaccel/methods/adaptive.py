@@ -16,13 +16,12 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.methods.blocks import Blocks, Tiles, tiles_of
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.patterns import cover
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import select
 from vidaccel.planning.lse import lse
 from vidaccel.planning.mass import block_mass
-from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 LSE, SEARCHED = "adaptive_lse", "adaptive_searched"
@@ -57,6 +56,7 @@ class Adaptive(Blocks):
         ValueError: a value out of range, `head_adaptive` with `top_p`, or options beside a preset that has its own.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "adaptive"
     paper: ClassVar[str] = "AdaSpa, arXiv 2502.21079"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -69,7 +69,6 @@ class Adaptive(Blocks):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "searches", _shares(self.searches))
-        fill(self, PRESETS)
         super().__post_init__()
         if self.head_adaptive and self.top_p is not None:
             raise ValueError(f"head_adaptive shares out a density: it does not go with top_p {self.top_p}")
@@ -77,9 +76,6 @@ class Adaptive(Blocks):
     @property
     def needs_steps(self) -> bool:
         return bool(self.searches) or super().needs_steps
-
-    def schedule(self) -> Schedule | None:
-        return None if self.preset is None else PRESETS[self.preset].schedule
 
     def due(self, site: Site, state: dict[str, Any]) -> bool:
         if self.searches and site.steps is None:

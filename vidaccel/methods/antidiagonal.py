@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from vidaccel.methods.blocks import Blocks, Tiles
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.planning.antidiagonal import block_scores
-from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 STRIDES = (2, 4, 8, 16)
@@ -39,6 +38,7 @@ class Antidiagonal(Blocks):
         preset: "hunyuanvideo-0.9" or "hunyuanvideo-0.95", the published settings: `top_p`, stride, block, dense steps.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "antidiagonal"
     paper: ClassVar[str] = "XAttention, arXiv 2503.16428"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -47,13 +47,9 @@ class Antidiagonal(Blocks):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        fill(self, PRESETS)
         super().__post_init__()
         if isinstance(self.stride, bool) or self.stride not in STRIDES:
             raise ValueError(f"stride {self.stride!r} is not one of {', '.join(map(str, STRIDES))}")
-
-    def schedule(self) -> Schedule | None:
-        return None if self.preset is None else PRESETS[self.preset].schedule
 
     def scores(
         self, query: Tensor, key: Tensor, value: Tensor, tiles: Tiles, site: Site, state: dict[str, Any]

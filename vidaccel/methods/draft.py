@@ -13,9 +13,8 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.blocks import Blocks, Tiles, patch_order, pooled
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.planning import select
-from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 PRESETS: Mapping[str, Preset] = {
@@ -36,19 +35,13 @@ class Draft(Blocks):
         preset: "wan" or "hunyuanvideo", the published settings: density, block, `per_head`, dense steps and layers.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "draft"
     paper: ClassVar[str] = "DraftAttention, arXiv 2505.14708"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
 
     per_head: bool = False
     preset: str | None = None
-
-    def __post_init__(self) -> None:
-        fill(self, PRESETS)
-        super().__post_init__()
-
-    def schedule(self) -> Schedule | None:
-        return None if self.preset is None else PRESETS[self.preset].schedule
 
     def order_of(self, layout: TokenLayout) -> str:
         return patch_order(self.block)

@@ -13,7 +13,9 @@ from vidaccel.methods.base import Method
 from vidaccel.methods.budget import as_tuples, check_budget, density_at, is_curve
 from vidaccel.methods.checks import check_block, check_count
 from vidaccel.methods.drift import check_drift, drifted
+from vidaccel.methods.presets import Preset, fill
 from vidaccel.plan import AttentionPlan
+from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 PLAN, AGE, SEEN, WHAT = "plan", "plan_age", "plan_seen", "plan_what"
@@ -45,6 +47,8 @@ class Dynamic(Method):
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p")
     budget: ClassVar[Mapping[str, float]] = {"density": 0.25}
     """Where neither is given."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Published settings, of methods with a field `preset`."""
 
     density: float | Sequence[Sequence[float]] | None = None
     top_p: float | None = None
@@ -53,6 +57,8 @@ class Dynamic(Method):
     drift: float | None = None
 
     def __post_init__(self) -> None:
+        if self.presets:
+            fill(self, self.presets)
         check_budget(self.density, self.top_p)
         check_block(self.block)
         check_count("refresh", self.refresh)
@@ -61,6 +67,10 @@ class Dynamic(Method):
         if self.density is None and self.top_p is None:
             for name, value in self.budget.items():
                 object.__setattr__(self, name, value)
+
+    def schedule(self) -> Schedule | None:
+        name = getattr(self, "preset", None)
+        return None if name is None else self.presets[name].schedule
 
     def plan(
         self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.blocks import Blocks, Tiles
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.patterns import orders
 from vidaccel.planning import pool, select
 from vidaccel.site import Site
@@ -50,6 +50,7 @@ class MeanSim(Blocks):
         preset: "cdf" or "demo": a published `top_p` and similarity.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "meansim"
     paper: ClassVar[str] = "SpargeAttn, arXiv 2502.18137"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -59,7 +60,6 @@ class MeanSim(Blocks):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        fill(self, PRESETS)
         super().__post_init__()
         orders.check(self.order)
         number = isinstance(self.similarity, (int, float)) and not isinstance(self.similarity, bool)

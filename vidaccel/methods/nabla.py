@@ -16,7 +16,7 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.blocks import Blocks, Tiles, patch, patch_order, pooled
 from vidaccel.methods.neighborhood import sizes
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.patterns import at_density, density_of
 from vidaccel.patterns.neighborhood import Neighborhood
 from vidaccel.plan import AttentionPlan
@@ -50,6 +50,7 @@ class Nabla(Blocks):
         preset: "kandinsky5" or "kandinsky6-sr": published `top_p`, window and block.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "nabla"
     paper: ClassVar[str] = "NABLA, arXiv 2507.13546"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -59,7 +60,6 @@ class Nabla(Blocks):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        fill(self, PRESETS)
         super().__post_init__()
         if self.window is not None and self.window != NO_WINDOW:
             sizes("window", self.window)

@@ -15,7 +15,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.methods.blocks import Blocks, Tiles
 from vidaccel.methods.candidates import Sample
 from vidaccel.methods.checks import check_count
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import pool, select, shapes
 from vidaccel.site import Site
@@ -40,6 +40,7 @@ class PermutedBlocks(Blocks):
         ValueError: a value out of range, or options beside a preset that has its own.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "permuted_blocks"
     paper: ClassVar[str] = "PBS-Attn, arXiv 2510.21270"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -49,7 +50,6 @@ class PermutedBlocks(Blocks):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        fill(self, PRESETS)
         super().__post_init__()
         check_count("rows", self.rows)
         check_count("segment", self.segment)

@@ -14,7 +14,6 @@ from torch import Tensor
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.checks import check_count
 from vidaccel.methods.dynamic import PLAN, Dynamic
-from vidaccel.methods.presets import fill
 from vidaccel.methods.semantic_memory import Memory, Sizes, counts
 from vidaccel.methods.semantic_presets import DEFAULTS, PRESETS
 from vidaccel.methods.semantic_tiles import Choice, Clusters, mean_rows, most_rows, shares
@@ -22,7 +21,6 @@ from vidaccel.plan import AttentionPlan
 from vidaccel.planning import select
 from vidaccel.planning.kmeans import kmeans, sample
 from vidaccel.planning.order import chain, union
-from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 CENTROIDS, CHOICE = "centroids", "choice"
@@ -66,6 +64,7 @@ class Semantic(Dynamic):
         ValueError: a value out of range, or options beside a preset that has others.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "semantic"
     paper: ClassVar[str] = "Sparse VideoGen 2, arXiv 2505.18875"
     observes: ClassVar[bool] = True
@@ -82,7 +81,6 @@ class Semantic(Dynamic):
     preset: str | None = None
 
     def __post_init__(self) -> None:
-        fill(self, PRESETS)
         super().__post_init__()
         for name, value in {**DEFAULTS, "minimum": 0.1 if self.density is None else 0.0}.items():
             if getattr(self, name) is None:
@@ -96,9 +94,6 @@ class Semantic(Dynamic):
             raise ValueError(f"minimum {self.minimum!r} is not a share of the key clusters from 0 to 1")
         if self.refresh > 1 and self.keep != "plans":
             raise ValueError(f"refresh {self.refresh} keeps plans for some steps, keep={self.keep!r} does not")
-
-    def schedule(self) -> Schedule | None:
-        return None if self.preset is None else PRESETS[self.preset].schedule
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         self.same(query, site, state)

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.dynamic import Dynamic
-from vidaccel.methods.presets import Preset, fill
+from vidaccel.methods.presets import Preset
 from vidaccel.patterns import cover, orders
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import pool, select, shapes
 from vidaccel.planning.order import cluster_mask
-from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
 KEPT = 64
@@ -52,6 +51,7 @@ class Vmoba(Dynamic):
         ValueError: a value out of range, or options beside a preset that has its own.
     """
 
+    presets = PRESETS
     name: ClassVar[str] = "vmoba"
     paper: ClassVar[str] = "VMoBA, arXiv 2506.23858"
     alternatives: ClassVar[tuple[str, ...]] = ("density", "top_p", "preset")
@@ -66,11 +66,7 @@ class Vmoba(Dynamic):
             value = getattr(self, name)
             object.__setattr__(self, name, value if value is None else _sizes(name, value, sides))
         _sizes("temporal", [self.temporal], 1)
-        fill(self, PRESETS)
         super().__post_init__()
-
-    def schedule(self) -> Schedule | None:
-        return None if self.preset is None else PRESETS[self.preset].schedule
 
     def box(self, layer: int, layout: TokenLayout) -> Box:
         """Frames, rows and columns of the chunks of a layer."""
