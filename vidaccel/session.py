@@ -16,7 +16,7 @@ from vidaccel.compensation import Compensation
 from vidaccel.costs import CostModel, default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
-from vidaccel.methods.base import Method
+from vidaccel.methods.base import COMMON, Method
 from vidaccel.pipelines import family_of
 from vidaccel.pipelines.base import Call, Family, Mode, Processor
 from vidaccel.plan import AttentionPlan
@@ -247,9 +247,7 @@ class Session:
         self._count_dense(reason, layer)
         return Mode.DENSE
 
-    def attend(
-        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
-    ) -> Tensor:  # fmt: skip
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
         """One attention call of a layer in `Mode.BY_HANDLE`, ``[batch, tokens, heads, head_dim]``.
 
         Raises:
@@ -354,8 +352,10 @@ class Session:
         return self.setting.min_tokens == 0 or self._why_slower(layer, device) is None
 
     def _remembered(self, site: Site, whose: str = "method") -> dict[str, Any]:
-        """What the method, or the compensation, remembers at a site."""
-        return self._state.setdefault((whose, site.expert, site.branch, site.layer), {})
+        """What the method, or the compensation, remembers at a site; in it what all branches have in common."""
+        state = self._state.setdefault((whose, site.expert, site.branch, site.layer), {})
+        state[COMMON] = self._state.setdefault((whose, site.expert, COMMON, site.layer), {})
+        return state
 
     def _site(self, layer: Layer) -> Site:
         moment = self._moment

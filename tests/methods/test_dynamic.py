@@ -22,7 +22,7 @@ from vidaccel.cli.options import method_options
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.methods import METHODS
-from vidaccel.methods.base import Method
+from vidaccel.methods.base import COMMON, Method
 from vidaccel.methods.budget import check_budget, density_at
 from vidaccel.methods.drift import drifted
 from vidaccel.methods.dynamic import Dynamic
@@ -76,6 +76,17 @@ class Still(Kept):
         return self.choose(query, key, value, site, state)
 
 
+@dataclass(frozen=True)
+class Sharing(Kept):
+    """As `Kept`, and its branches write down together where they were."""
+
+    name: ClassVar[str] = "sharing"
+
+    def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
+        state[COMMON].setdefault("sites", []).append(site)
+        return super().choose(query, key, value, site, state)
+
+
 def planned(method: Dynamic, steps: list[int], tensors: list[Tensor] | None = None) -> list[AttentionPlan]:
     state: dict[str, Any] = {}
     query, key, value = tensors or states(LAYOUT)
@@ -113,6 +124,31 @@ def test_calls_of_another_shape_or_type_start_anew_and_keep_what_was_observed() 
     assert len(method.log) == 2
     method.plan(*states(LAYOUT, batch=2), site_of(LAYOUT, 3), state)
     assert len(method.log) == 3
+
+
+def test_calls_of_another_shape_empty_what_branches_have_in_common() -> None:
+    method, common = Sharing(), {}  # type: tuple[Sharing, dict[str, Any]]
+    cond, uncond = {COMMON: common}, {COMMON: common}
+    for state in (cond, uncond):
+        method.plan(*states(LAYOUT), site_of(LAYOUT, 1), state)
+    assert len(common["sites"]) == 2
+    half = [each.half() for each in states(LAYOUT)]
+    for number, state in enumerate((uncond, cond), start=1):
+        method.plan(*half, site_of(LAYOUT, 2), state)
+        assert len(common["sites"]) == number and state[COMMON] is common
+
+
+def test_branches_of_a_layer_have_one_dictionary_in_common_for_a_generation(pipe: Any) -> None:
+    method = Sharing(density=0.5)
+    with vidaccel.enable(pipe, method, **SPARSE) as session:
+        for _ in range(2):
+            tiny.generate(pipe, output_type="latent")
+        found = {key: state for key, state in session._state.items() if "sites" in state}
+    assert found.keys() == {("method", "transformer", COMMON, layer) for layer in (0, 1)}
+    for (*_, layer), state in found.items():
+        assert [(site.step, site.branch, site.layer) for site in state["sites"]] == [
+            (step, branch, layer) for step in range(4) for branch in ("cond", "uncond")
+        ]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,13 @@ from tests.methods.test_mixed import BLOCK, PATTERNS, layer
 from vidaccel.compensation import COMPENSATIONS
 from vidaccel.heads import HeadTable
 from vidaccel.methods import METHODS, Method
+from vidaccel.methods.base import COMMON
 from vidaccel.methods.mixed import Mixed
+from vidaccel.methods.semantic import CENTROIDS, Semantic
+from vidaccel.methods.semantic_tiles import Clusters
 from vidaccel.profile import Profile
 from vidaccel.session import Session
+from vidaccel.site import Site
 from vidaccel.summary import Tally
 
 OPTIONS: dict[str, Any] = {"density": 0.4, "block": 16}
@@ -29,6 +34,9 @@ SMALL: dict[str, Any] = {**LARGE, "num_frames": 9, "height": 48, "width": 64}
 OTHER: dict[str, Any] = {**LARGE, "prompt": "a blue square", "seed": 5}
 CASES = [(name, None) for name, each in METHODS.items() if not each.static]
 CASES += [(method, name) for name in COMPENSATIONS for method in ("semantic", "svg") if method in METHODS]
+SHARE = ("semantic", "mixed")
+"""Methods whose branches have centroids in common."""
+Calls = list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]]
 
 
 @functools.cache
@@ -80,10 +88,9 @@ def test_nothing_is_carried_over(method: str, compensation: str | None) -> None:
         assert np.array_equal(tiny.generate(pipe(), **LARGE), large)
 
 
-@pytest.mark.parametrize(("method", "compensation"), CASES)
-def test_branches_have_their_own(method: str, compensation: str | None) -> None:
-    """Each guidance branch gives what it gives where the other never runs: its calls are made again without those."""
-    calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], Tensor]] = []
+def recorded(method: str, compensation: str | None) -> Calls:
+    """The transformer calls of a generation, branches in turn."""
+    calls: Calls = []
 
     def record(module: Any, args: Any, kwargs: Any, out: Any) -> None:
         calls.append((module, args, kwargs, out[0]))
@@ -96,11 +103,51 @@ def test_branches_have_their_own(method: str, compensation: str | None) -> None:
     for hook in hooks:
         hook.remove()
     assert len(calls) == 6
-    for branch in (0, 1):
-        with torch.no_grad(), session(method, compensation) as alone:
-            for module, args, kwargs, out in calls[branch::2]:
-                assert torch.equal(module(*args, **kwargs)[0], out)
-            assert alone.summary().tally.sparse == 4
+    return calls
+
+
+def same_again(calls: Calls, method: str, compensation: str | None) -> bool:
+    """Whether calls of one branch give the same where the other never runs."""
+    with torch.no_grad(), session(method, compensation) as alone:
+        same = [torch.equal(module(*args, **kwargs)[0], out) for module, args, kwargs, out in calls]
+        assert alone.summary().tally.sparse == 4
+    return all(same)
+
+
+@pytest.mark.parametrize(("method", "compensation"), [case for case in CASES if case[0] not in SHARE])
+def test_branches_have_their_own(method: str, compensation: str | None) -> None:
+    calls = recorded(method, compensation)
+    assert same_again(calls[0::2], method, compensation) and same_again(calls[1::2], method, compensation)
+
+
+@pytest.mark.parametrize(("method", "compensation"), [case for case in CASES if case[0] in SHARE])
+def test_branches_share_centroids_alone(
+    method: str, compensation: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Each branch gives what it gives where the other never runs but its centroids are put where they were found."""
+    found: dict[str, list[dict[str, Any]]] = {"cond": [], "uncond": []}
+    real = Semantic.clusters
+
+    def note(self: Semantic, query: Tensor, key: Tensor, site: Site, state: dict[str, Any]) -> Clusters:
+        found[site.branch].append(dict(state[COMMON]))
+        return real(self, query, key, site, state)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Semantic, "clusters", note)
+        calls = recorded(method, compensation)
+    assert CENTROIDS not in found["cond"][0] and CENTROIDS in found["uncond"][0]
+    for number, (branch, commons) in enumerate(found.items()):
+
+        def put(self: Semantic, query: Tensor, key: Tensor, site: Site, state: dict[str, Any],
+                branch: str = branch, commons: list[dict[str, Any]] = commons) -> Clusters:  # fmt: skip
+            assert commons
+            state[COMMON].clear()
+            state[COMMON].update(commons.pop(0))
+            return real(self, query, key, replace(site, branch=branch), state)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Semantic, "clusters", put)
+            assert same_again(calls[number::2], method, compensation) and not commons
 
 
 def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +165,6 @@ def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(AssertionError):
         patched.setattr(Session, "_remembered", shares)
         test_branches_have_their_own("nabla", None)
+    with monkeypatch.context() as patched, pytest.raises(AssertionError):
+        patched.setattr(Session, "_remembered", shares)
+        test_branches_share_centroids_alone("semantic", None, monkeypatch)

@@ -22,6 +22,7 @@ from vidaccel.heads import HeadOption, HeadTable
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.methods import METHODS, ModelFacts, joined
+from vidaccel.methods.base import COMMON
 from vidaccel.methods.dynamic import Dynamic
 from vidaccel.methods.head_profile import HeadProfile
 from vidaccel.methods.mixed import Mixed
@@ -199,6 +200,30 @@ def test_the_method_watches_the_heads_that_will_choose() -> None:
     # What was seen is there when the heads come to choose.
     later.plan(*tensors, at(0, 2), state)
     assert state["inner"]["watched"]
+
+
+def test_branches_share_what_the_method_has_in_common_for_its_heads() -> None:
+    made, common = mixed(dynamic="semantic"), {}  # type: tuple[Mixed, dict[str, Any]]
+    states_of: dict[str, dict[str, Any]] = {branch: {COMMON: common} for branch in ("cond", "uncond")}
+
+    def centroids(step: int, branch: str) -> Tensor:
+        site = dataclasses.replace(at(0, step), branch=branch)
+        made.plan(*states(GRID, seed=step), site, states_of[branch])
+        inner = states_of[branch]["inner"]
+        assert "centroids" not in inner
+        kept: Tensor = inner[COMMON]["centroids"][1]
+        return kept
+
+    first, inner = centroids(0, "cond"), states_of["cond"]["inner"][COMMON]
+    centroids(0, "uncond")
+    assert states_of["uncond"]["inner"] is not states_of["cond"]["inner"]
+    assert states_of["uncond"]["inner"][COMMON] is inner
+    # Another head chooses, and then the first one again: the other branch, which missed that, follows.
+    centroids(2, "cond")
+    assert states_of["cond"]["inner"][COMMON] is not inner
+    assert torch.equal(centroids(0, "cond"), first), "from random tokens, as at first"
+    centroids(0, "uncond")
+    assert states_of["uncond"]["inner"][COMMON] is states_of["cond"]["inner"][COMMON] is not inner
 
 
 def test_nothing_waits() -> None:

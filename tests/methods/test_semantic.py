@@ -15,6 +15,7 @@ from tests.pipelines.cases import frames
 from vidaccel.kernels import attention
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import semantic
+from vidaccel.methods.base import COMMON
 from vidaccel.methods.semantic import CENTROIDS, CHOICE, Semantic
 from vidaccel.methods.semantic_presets import PRESETS
 from vidaccel.plan import AttentionPlan
@@ -277,14 +278,35 @@ def test_batched_guidance_branches_share_centroids() -> None:
     assert torch.equal(odd, alone), "three rows are no two branches"
 
 
+@pytest.mark.parametrize(
+    "order", [["cond"] * 4, ["uncond", "cond", "uncond", "cond"], ["cond", "uncond", "cond", "cond"]]
+)
+def test_a_branch_starts_from_the_last_centroids_of_any(order: list[str]) -> None:
+    layout, method, common = TEXTS[1], Semantic(density=0.3, iterations=3, **FEW), dict[str, Any]()
+    states_of: dict[str, dict[str, Any]] = {branch: {COMMON: common} for branch in ("cond", "uncond")}
+    last: tuple[Tensor, ...] = ()
+    for number, branch in enumerate(order):
+        tensors, site = states(layout, seed=number), replace(site_of(layout, number // 2), branch=branch)
+        plan = method.plan(*tensors, site, states_of[branch])
+        video, rounds = slice(layout.video_start, layout.video_end), 1 if number % 2 else 3
+        expected = [
+            semantic.kmeans(each[:, video], len(start[0]), iterations=rounds, start=start)
+            for each, start in zip(tensors, last, strict=False)
+        ]
+        last = common[CENTROIDS]
+        assert all(torch.equal(each.centroids, kept) for each, kept in zip(expected, last, strict=False))
+        assert len(expected) == (2 if number else 0) and plan.density(layout).video_density <= 0.31
+
+
 def test_centroids_in_the_type_of_the_tokens_start_as_well() -> None:
     layout, method = TEXTS[0], Semantic(density=0.3, **FEW)
     query, key, _ = (each.bfloat16() for each in states(layout))
     state: dict[str, Any] = {}
     first = method.clusters(query, key, site_of(layout), state)
-    assert state[CENTROIDS][0].dtype == torch.bfloat16
-    second = method.clusters(query, key, site_of(layout), state)
-    exact = method.clusters(query, key, site_of(layout), {CENTROIDS: (first.queries.centroids, first.keys.centroids)})
+    assert state[COMMON][CENTROIDS][0].dtype == torch.bfloat16
+    second = method.clusters(query, key, site_of(layout, 11), state)
+    kept = {CENTROIDS: (first.queries.centroids, first.keys.centroids)}
+    exact = method.clusters(query, key, site_of(layout), {COMMON: kept})
     assert torch.equal(second.keys.labels, exact.keys.labels)
 
 
@@ -311,7 +333,7 @@ def test_without_refresh_every_call_has_a_plan_of_its_own() -> None:
 
 def bytes_of(state: dict[str, Any]) -> dict[str, int]:
     """Bytes of the tensors of a state, as `Memory.state` names them."""
-    found = {"centroids": sum(each.nbytes for each in state.get(CENTROIDS, ()))}
+    found = {"centroids": sum(each.nbytes for each in state[COMMON].get(CENTROIDS, ()))}
     if CHOICE in state:
         found["plans"] = sum(each.nbytes for each in vars(state[CHOICE]).values())
     others = [name for name, each in state.items() if isinstance(each, Tensor)]
@@ -329,8 +351,9 @@ def test_what_stays_is_as_counted(options: dict[str, Any]) -> None:
     assert sizes.keys() == counted.state.keys()
     for name, size in sizes.items():
         assert size == pytest.approx(counted.state[name], rel=0.1)
-    words = " and ".join(f"MB of {name}" for name in counted.state).split(" and ") if counted.state else ["nothing"]
-    assert all(any(each in note for note in plan.notes) for each in words)
+    words = {"centroids": "MB of centroids for all guidance passes", "plans": "MB of plans for each"}
+    assert all(any(words[each] in note for note in plan.notes) for each in counted.state)
+    assert counted.state or any("keeps nothing" in note for note in plan.notes)
 
 
 def test_ranges_of_some_lanes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,13 +427,15 @@ def test_in_pipelines(family: str) -> None:
     check_pipeline("semantic", family)
 
 
-def test_branches_and_layers_remember_apart() -> None:
+def test_branches_share_centroids_and_keep_plans_apart() -> None:
     make, call = PIPES["wan"]
     pipe = make()
     with vidaccel.enable(pipe, "semantic", density=0.3, refresh=2, **SETTING) as session:
         frames(pipe, **call)
         states_of = {(branch, layer): state for (_, _, branch, layer), state in session._state.items()}
-    assert len(states_of) == 2 * 2 and len({id(state[CENTROIDS][1]) for state in states_of.values()}) == 4
-    # Branches first differ after the first layer's cross-attention.
-    one, other = (state[CENTROIDS][1] for (_, layer), state in states_of.items() if layer == 1)
-    assert not torch.equal(one, other)
+    for layer in (0, 1):
+        common, cond, uncond = (states_of[branch, layer] for branch in (COMMON, "cond", "uncond"))
+        assert cond[COMMON] is uncond[COMMON] is common and CENTROIDS in common
+        assert CENTROIDS not in cond and CENTROIDS not in uncond
+        assert cond[CHOICE].kept is not uncond[CHOICE].kept and CHOICE not in common
+    assert not torch.equal(states_of[COMMON, 0][CENTROIDS][1], states_of[COMMON, 1][CENTROIDS][1])

@@ -14,6 +14,9 @@ from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule
 from vidaccel.site import Site
 
+COMMON = "common"
+"""Where a state has what all guidance branches of its expert and layer have in common."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -36,7 +39,8 @@ class Method(ABC):
     """A way to choose which keys each query attends to. Subclasses are frozen dataclasses: the fields are the config.
 
     A method holds no state of a run: what it must remember lives in the `state` dictionary that the session passes,
-    one per expert, branch and layer, emptied for each generation.
+    one per expert, branch and layer, emptied for each generation. What guidance branches are to share is in the
+    dictionary `COMMON` of that state.
     """
 
     name: ClassVar[str]
@@ -60,7 +64,9 @@ class Method(ABC):
         Args:
             query, key, value: ``[batch, tokens, heads, head_dim]``, after normalisation and RoPE; None if `static`.
             site: where the call happens.
-            state: what this method remembers here; free to use.
+            state: what this method remembers here; free to use. ``state[COMMON]`` is a dictionary that the session
+                gives to all branches of the expert and layer alike, emptied with the rest. Branches come in any order,
+                and some never or no more; a call without a session may come without it.
         """
 
     def reused(self, state: dict[str, Any]) -> bool:

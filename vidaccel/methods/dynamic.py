@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vidaccel.methods.base import Method
+from vidaccel.methods.base import COMMON, Method
 from vidaccel.methods.budget import as_tuples, check_budget, density_at, is_curve
 from vidaccel.methods.checks import check_block, check_count
 from vidaccel.methods.drift import check_drift, drifted
@@ -99,14 +99,17 @@ class Dynamic(Method):
         """A new plan; see `Method.plan`. Nothing may wait for the device."""
 
     def same(self, query: Tensor, site: Site, state: dict[str, Any]) -> None:
-        """Empty a state that belongs to calls of another shape, type or device.
+        """Empty a state that belongs to calls of another shape, type or device, and so what branches have in common.
 
         What `observe` has put there stays where those calls were like this one.
         """
         what = (site.layout, query.shape, query.dtype, query.device)
-        if state.setdefault(WHAT, what) != what:
-            state.clear()
-            state[WHAT] = what
+        common = state.setdefault(COMMON, {})
+        for each in (common, state):
+            if each.setdefault(WHAT, what) != what:
+                each.clear()
+                each[WHAT] = what
+        state[COMMON] = common
 
     @property
     def needs_steps(self) -> bool:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 
 from vidaccel.heads import has_choice
-from vidaccel.methods.base import ModelFacts
+from vidaccel.methods.base import COMMON, ModelFacts
 from vidaccel.methods.budget import as_tuples
 from vidaccel.methods.checks import check_density
 from vidaccel.methods.dynamic import Dynamic
@@ -140,10 +140,14 @@ class Mixed(HeadProfile):
         return made
 
     def _inner(self, heads: tuple[int, ...], state: dict[str, Any]) -> dict[str, Any]:
-        """The state of the dynamic method, empty where other heads choose than before."""
-        if state.get(HEADS) != heads:
-            state[HEADS], state[INNER] = heads, {}
+        """The state of the dynamic method, empty where other heads choose than before; branches share as they do."""
+        common = state.setdefault(COMMON, {})
+        for each in (common, state):
+            if each.get(HEADS) != heads:
+                each[HEADS], each[INNER] = heads, {}
         inner: dict[str, Any] = state[INNER]
+        # Not only at first: a branch that did not run meanwhile has one of the same heads, but an older.
+        inner[COMMON] = common[INNER]
         return inner
 
     def _remarks(self, site: Site, state: dict[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.layout import TokenLayout
+from vidaccel.methods.base import COMMON
 from vidaccel.methods.checks import check_count
 from vidaccel.methods.dynamic import PLAN, Dynamic
 from vidaccel.methods.semantic_memory import Memory, Sizes, counts
@@ -23,11 +24,12 @@ from vidaccel.planning.kmeans import kmeans, sample
 from vidaccel.planning.order import chain, union
 from vidaccel.site import Site
 
-CENTROIDS, CHOICE = "centroids", "choice"
+CENTROIDS, STEP, CHOICE = "centroids", "centroids_step", "choice"
 BATCHED = "cond_uncond"
 """The branch of a call in which both guidance branches are rows of one batch."""
 BY = ("tile", "cluster")
 KEEP = ("plans", "centroids", "nothing")
+WHOSE = {"centroids": "centroids for all guidance passes", "plans": "plans for each"}
 ELSEWHERE = AttentionPlan(notes=("kept as a choice",))
 """Stands for a plan that is kept in its small form."""
 
@@ -42,8 +44,10 @@ class Semantic(Dynamic):
     over all heads of a batch row, so that the pairs that are attended meet it. Centroids stay from step to step, and
     are made in the dense steps at the start already.
 
-    Guidance branches in one batch share centroids: guidance multiplies the difference of their outputs, and with it
-    that of their errors, which is smaller by far where both are grouped alike. Each assigns and chooses for itself.
+    Guidance branches share centroids: guidance multiplies the difference of their outputs, and with it that of their
+    errors, which is smaller by far where both are grouped alike. In one batch centroids are means over both; in calls
+    of their own, the later takes one round from those that the other left in the step. Each assigns and chooses for
+    itself.
 
     Args:
         density, top_p, block, refresh, drift: see `Dynamic`.
@@ -52,11 +56,11 @@ class Semantic(Dynamic):
             query cluster, as in the paper; a tile that holds several attends to what any of them chose.
         minimum: share of the key clusters that every row keeps at least; by default 0.1 with `top_p`, else 0. One is
             kept in any case.
-        first_iterations, iterations: rounds of k-means from random tokens, and from earlier centroids.
+        first_iterations, iterations: rounds of k-means from random tokens, and from centroids of an earlier step.
         warmup: centroids are made during the dense steps at the start, too.
-        keep: what stays in memory between steps, per layer, branch and expert (see `semantic_memory`): "plans" (as
-            `refresh` above 1 needs; where it is 1, the centroids), "centroids", or "nothing": then every call starts
-            from random tokens.
+        keep: what stays in memory between steps (see `semantic_memory`): "plans", per layer, expert and branch (as
+            `refresh` above 1 needs), besides "centroids", per layer and expert; or "nothing": then every call starts
+            from random tokens, and branches that are calls of their own share nothing.
         preset: one of `PRESETS`, the published settings for a model; they come in place of all options but `block`,
             `refresh`, `drift` and `keep`.
 
@@ -128,20 +132,22 @@ class Semantic(Dynamic):
         return self.with_notes(choice.plan(layout, self.block), self._note(query, site))
 
     def clusters(self, query: Tensor, key: Tensor, site: Site, state: dict[str, Any]) -> Clusters:
-        """Cluster the video's queries and keys, from the centroids of the last time if there are any; keep the new."""
+        """Cluster the video's queries and keys, from the last centroids of any branch if there are; keep the new."""
         assert self.first_iterations is not None and self.iterations is not None
-        earlier, found, layout = state.get(CENTROIDS, (None, None)), [], site.layout
+        common, found, layout = state.setdefault(COMMON, {}), [], site.layout
+        earlier = common.get(CENTROIDS, (None, None))
         together = 2 if site.branch == BATCHED and len(query) % 2 == 0 else 1
         for number, (states, count, start) in enumerate(zip((query, key), self.counts(layout), earlier, strict=True)):
             video = states[:, layout.video_start : layout.video_end]
             if start is None:
                 start, rounds = first(video, count, self.first_iterations - 1, number, together), 1
             else:
-                start, rounds = start.float(), self.iterations
+                # Those of this step are another branch's: after one round they are means of these tokens, still alike.
+                start, rounds = start.float(), 1 if common.get(STEP) == site.step else self.iterations
             found.append(kmeans(video, count, iterations=rounds, start=start, together=together))
         if self.keep != "nothing":
             # Rounds begin by rounding centroids to the type of the tokens: nothing is lost.
-            state[CENTROIDS] = tuple(each.centroids.to(query.dtype) for each in found)
+            common[STEP], common[CENTROIDS] = site.step, tuple(each.centroids.to(query.dtype) for each in found)
         return Clusters(*found)
 
     def counts(self, layout: TokenLayout) -> tuple[int, int]:
@@ -199,8 +205,8 @@ class Semantic(Dynamic):
         """What stays in memory."""
         batch, _, heads, head_dim = query.shape
         held = self.memory(site.layout, batch * heads, head_dim, query.itemsize)
-        what = ", ".join(f"{size / 1e6:.1f} MB of {name}" for name, size in held.state.items()) or "nothing"
-        return f"each of {site.layers} layers keeps {what} for each guidance pass"
+        what = ", ".join(f"{size / 1e6:.1f} MB of {WHOSE[name]}" for name, size in held.state.items()) or "nothing"
+        return f"each of {site.layers} layers keeps {what}"
 
 
 def first(video: Tensor, count: int, rounds: int, seed: int, together: int) -> Tensor:

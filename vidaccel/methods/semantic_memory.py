@@ -25,7 +25,8 @@ class Memory:
     """Bytes on the device.
 
     Args:
-        state: what stays between steps, by what it is; of one layer and expert.
+        state: what stays between steps, by what it is; of one layer and expert. All guidance passes have centroids in
+            common, and each has plans of its own.
         plan: of the plan of a call, which goes after it.
         scratch: the most that is taken at once while a plan is made, the plan itself included.
     """
