@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import subprocess
 import sys
@@ -22,50 +21,51 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
+from masks import (
+    DENSITIES,
+    FAMILIES,
+    HERE,
+    PROMPTS,
+    STATIC,
+    Key,
+    Rows,
+    against,
+    entry,
+    evaluate,
+    key_of,
+    origin,
+    record_rows,
+    rows,
+    spread,
+    table,
+)
 
-from vidaccel.eval.paired import compare_rows
 from vidaccel.eval.record import append_line
 from vidaccel.eval.table import RECORDS
 
-HERE = Path(__file__).parent
-PROMPTS = HERE / "prompts" / "held_out.txt"
 CALIBRATION = HERE / "prompts" / "calibration.txt"
 RESULTS = HERE / "results" / "static_masks.jsonl"
-FAMILIES = ("wan", "hunyuanvideo", "cogvideox")
-METHODS = ("head_profile", "radial", "svg", "neighborhood")
-DENSITIES = (0.5, 0.3, 0.2, 0.1)
-BLOCK = 16
 SMALL = {"height": 96, "width": 144}
-METRICS = ("latent_snr", "psnr", "ssim", "st_lpips")
 
 
 def settings(methods: Iterable[str], **more: Any) -> dict[str, Any]:
-    """Of an eval over all densities; head_profile takes the miniature's own profile and its blocks."""
-    entries = [name if name == "head_profile" else {"name": name, "block": BLOCK} for name in methods]
-    return {"method": entries, "density": list(DENSITIES), "prompts_file": str(PROMPTS), **more}
-
-
-def evaluate(out: Path, family: str, values: dict[str, Any]) -> None:
-    """One eval, gone on with if it was stopped; failed cells are part of the result."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    file = out.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump({"model": f"miniature:{family}", "out": str(out), **values}), encoding="utf-8")
-    subprocess.run([sys.executable, "-m", "vidaccel.cli", "eval", str(file)], check=False)
+    """Of an eval over all densities."""
+    shared = {"density": list(DENSITIES), "prompts_file": str(PROMPTS)}
+    return {"method": [entry(name) for name in methods], **shared, **more}
 
 
 def quick(family: str, work: Path) -> None:
     """Every method and random blocks at every density; fewer steps at equal time beside the profile."""
     out = work / "quick" / family
     evaluate(out, family, settings(["head_profile"], quick=True, baselines=["dense", "fewer-steps"]))
-    evaluate(out, family, settings([*METHODS[1:], "random"], quick=True, baselines=False))
+    evaluate(out, family, settings([*STATIC[1:], "random"], quick=True, baselines=False))
 
 
 def finalists(family: str, work: Path, densities: list[float]) -> None:
     """The profile and at each density the best other method of the quick part: all held-out prompts, decoded."""
     best = best_others(work / "quick" / family)
-    others = [{"name": best[density], "block": BLOCK, "density": density} for density in densities]
-    values = {"method": ["head_profile", *others], "density": densities, "baselines": False}
+    others = [entry(best[density], density=density) for density in densities]
+    values = {"method": [entry("head_profile"), *others], "density": densities, "baselines": False}
     evaluate(work / "finalists" / family, family, {**settings([]), **values})
 
 
@@ -75,7 +75,7 @@ def best_others(folder: Path) -> dict[float, str]:
     means = {
         key: statistics.mean(each["metrics"]["latent_snr"] for each in records)
         for key, records in found.items()
-        if key[0] in METHODS[1:]
+        if key[0] in STATIC[1:]
     }
     return {
         density: max((value, name) for (name, at), value in means.items() if at == density)[1] for density in DENSITIES
@@ -95,45 +95,17 @@ def transfer(family: str, work: Path) -> None:
     evaluate(work / "transfer" / family, family, values)
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """Of all finished cells of an eval."""
-    return [json.loads(line) for line in (folder / RECORDS).read_text(encoding="utf-8").splitlines()]
+def row_of(record: dict[str, Any]) -> Key:
+    """The row of a record; a profile of another size is labelled as such."""
+    label, density = key_of(record)
+    return "made there" if "-small.json" in record["label"] and not record["baseline"] else label, density
 
 
-def rows(folder: Path) -> dict[tuple[str, float | None], list[dict[str, Any]]]:
-    """The records of an eval by label and density; a baseline is labelled as such, a profile of another size too."""
-    found: dict[tuple[str, float | None], list[dict[str, Any]]] = {}
-    for record in read_records(folder):
-        label = record["label"].partition("(")[0]
-        if record["baseline"]:
-            label = record["baseline"]["kind"]
-        elif "-small.json" in record["label"]:
-            label = "made there"
-        found.setdefault((label, record["requested_density"]), []).append(record)
-    return found
-
-
-def means(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the cells of a row, of what they have."""
-    metrics = {name: [each["metrics"].get(name) for each in records] for name in METRICS}
-    realised = [each["density"]["video_density"] for each in records if each["density"]]
-    found = {name: statistics.mean(values) for name, values in metrics.items() if values and None not in values}
-    return {"prompts": len(records), **found, "video_density": statistics.mean(realised) if realised else None}
-
-
-def compared(
-    found: dict[tuple[str, float | None], list[dict[str, Any]]], first: str = "head_profile"
-) -> Iterator[dict[str, Any]]:
+def compared(found: Rows, first: str = "head_profile") -> Iterator[dict[str, Any]]:
     """Paired comparisons of one row with every other of its density, in every metric that both have."""
-    for (label, density), records in found.items():
-        if label == first or (first, density) not in found:
-            continue
-        for metric in METRICS:
-            pair = (found[first, density], records)
-            if len(records) > 1 and all(each["metrics"].get(metric) is not None for part in pair for each in part):
-                result = compare_rows(*pair, metric)
-                yield {"density": density, "metric": metric, "first": first, "against": label, **vars(result),
-                       "verdict": result.verdict}  # fmt: skip
+    for label, density in found:
+        if label != first:
+            yield from against(found, (first, density), (label, density))
 
 
 def report(work: Path) -> None:
@@ -142,39 +114,15 @@ def report(work: Path) -> None:
         folder = work / part / family
         if not (folder / RECORDS).exists():
             continue
-        found, records = rows(folder), read_records(folder)
-        where = {name: records[0][name] for name in ("created", "git", "device", "versions")}
+        found, where = rows(folder, row_of), origin(folder)
         shared = {"benchmark": "static_masks", "part": part, "family": family}
-        for (label, density), cells in found.items():
-            append_line(RESULTS, {**shared, "method": label, "density": density, **means(cells)} | where)
+        record_rows(RESULTS, shared, found, where)
         pairs = list(compared(found))
         for pair in pairs:
             append_line(RESULTS, shared | pair | where)
         print(f"\n### {part}, {family}\n\n{table(found)}\n")
         for pair in pairs:
-            print(f"- density {pair['density']}, {pair['metric']}: head_profile minus {pair['against']} "
-                  f"{pair['mean']:+.3f} ({pair['low']:+.3f} to {pair['high']:+.3f}), {pair['verdict']}")  # fmt: skip
-
-
-def table(found: dict[tuple[str, float | None], list[dict[str, Any]]]) -> str:
-    """A Markdown table: a line for each method, a column for each density, with the realised one where it differs."""
-    labels = dict.fromkeys(label for label, density in found if density is not None)
-    shown = [name for name in METRICS if any(name in means(cells) for cells in found.values())]
-    lines = [f"| {' | '.join(['method', *(f'{density:g}' for density in DENSITIES)])} |", "|---" * 5 + "|"]
-    for label in labels:
-        cells = [_cell(found.get((label, density)), density, shown) for density in DENSITIES]
-        lines.append(f"| {' | '.join([label, *cells])} |")
-    return "\n".join([f"({', '.join(shown)})", "", *lines])
-
-
-def _cell(records: list[dict[str, Any]] | None, density: float, shown: list[str]) -> str:
-    if not records:
-        return "-"
-    values = means(records)
-    text = " / ".join(f"{values[name]:.3f}" if name in ("ssim", "st_lpips") else f"{values[name]:.1f}"
-                      for name in shown if name in values)  # fmt: skip
-    realised = values["video_density"]
-    return text + (f" ({realised:.2f})" if realised is not None and abs(realised - density) > 0.015 else "")
+            print(f"- density {pair['density']}, {pair['metric']}: head_profile minus {pair['against']} {spread(pair)}")
 
 
 def main() -> None:
