@@ -10,6 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+RUN = 1 << 22
+"""Blocks of the patterns that `BlockMask.from_blocks` makes ranges of at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockMask:
@@ -55,24 +58,17 @@ class BlockMask:
     def from_blocks(cls, blocks: Tensor, query_block: int, key_block: int, queries: int, keys: int) -> BlockMask:
         """Merge adjacent blocks of a boolean map ``[patterns, query blocks, key blocks]`` into ranges.
 
-        Memory is about 20 bytes per block while it works. The last range of a row is cut at `keys`. On a GPU nothing
-        waits, and `ranges` has room for the most ranges that such a map can have; on a CPU it is cut to those it has.
+        The last range of a row is cut at `keys`. On a GPU nothing waits, and `ranges` has room for the most ranges that
+        such a map can have, 4 bytes per block; on a CPU it is cut to those it has. `runs` says what it takes besides.
         """
         expected = (-(-queries // query_block), -(-keys // key_block))
         if blocks.ndim != 3 or tuple(blocks.shape[1:]) != expected or blocks.dtype != torch.bool:
             raise ValueError(
                 f"a block map is bool [patterns, {expected[0]}, {expected[1]}], got {blocks.dtype} {list(blocks.shape)}"
             )
-        edge = torch.nn.functional.pad(blocks, (1, 1))
-        begins, ends = edge[..., 1:-1] & ~edge[..., :-2], edge[..., 1:-1] & ~edge[..., 2:]
-        counts = begins.sum(-1, dtype=torch.int32).flatten()
-        ends_of_rows = counts.cumsum(0, dtype=torch.int32).view(blocks.shape[0], -1)
-        first = torch.cat([ends_of_rows.new_zeros(1), ends_of_rows[:-1, -1]])[:, None]
-        capacity = len(counts) * -(-expected[1] // 2)
         numbers = torch.arange(expected[1], dtype=torch.int32, device=blocks.device) * key_block
-        sides = (_packed(begins, numbers, capacity), _packed(ends, (numbers + key_block).clamp(max=keys), capacity))
-        mask = cls(torch.cat([first, ends_of_rows], dim=1), torch.stack(sides, dim=1), query_block, key_block, queries,
-                   keys)  # fmt: skip
+        starts, ends = (each.expand(len(blocks), -1) for each in (numbers, (numbers + key_block).clamp(max=keys)))
+        mask = cls(*runs(blocks, starts, ends, RUN), query_block, key_block, queries, keys)
         return mask.trimmed() if blocks.device.type == "cpu" else mask
 
     @classmethod
@@ -233,10 +229,38 @@ class BlockMask:
         return tiles.repeat_interleave(self.query_block, dim=1)[:, : self.queries]
 
 
-def _packed(marks: Tensor, values: Tensor, capacity: int) -> Tensor:
-    """The `values` of the last dimension wherever `marks` is set, in order, then zeros: int32 ``[capacity]``."""
-    # Unmarked places all write to one spare slot at the end: every shape is known without waiting for the marks.
-    slot = marks.flatten().cumsum(0) - 1
-    slot = torch.where(marks.flatten(), slot, capacity)
-    packed = values.new_zeros(capacity + 1).scatter_(0, slot, values.expand(marks.shape).reshape(-1))
-    return packed[:capacity]
+def runs(kept: Tensor, starts: Tensor, ends: Tensor, at_once: int) -> tuple[Tensor, Tensor]:
+    """Offsets and ranges, as of a `BlockMask`, of runs of kept columns that stand side by side.
+
+    Nothing waits: there is a range for every run that there could be, half as many as cells, and after those that there
+    are come zeros. Besides these it takes about 30 bytes for each of the cells that it works on at a time.
+
+    Args:
+        kept: bool ``[patterns, tiles, columns]``, the cells.
+        starts, ends: int32 ``[patterns, columns]``, of the columns in tokens.
+        at_once: cells that are worked on at a time; those of a pattern are.
+    """
+    patterns, tiles, columns = kept.shape
+    capacity = patterns * tiles * -(-columns // 2)
+    ranges = kept.new_zeros((capacity + 1, 2), dtype=torch.int32)
+    offsets = kept.new_zeros((patterns, tiles + 1), dtype=torch.int32)
+    taken = offsets.new_zeros(1)
+    step = max(1, at_once // (tiles * columns))
+    for first in range(0, patterns, step):
+        some = slice(first, first + step)
+        offsets[some] = _put_runs(kept[some], starts[some], ends[some], taken, ranges)
+        taken = offsets[some][-1, -1:]
+    return offsets, ranges[:capacity]
+
+
+def _put_runs(kept: Tensor, starts: Tensor, ends: Tensor, taken: Tensor, ranges: Tensor) -> Tensor:
+    """Put the runs of some patterns into `ranges` after the first `taken`; their offsets."""
+    edge = torch.nn.functional.pad(kept, (1, 1))
+    begins, closes = kept & ~edge[..., :-2], kept & ~edge[..., 2:]
+    for side, (marks, values) in enumerate(((begins, starts), (closes, ends))):
+        # What is no border is written to one spare place, so that no shape depends on the marks.
+        place = marks.flatten().cumsum(0).add_(taken - 1).masked_fill_(~marks.flatten(), len(ranges) - 1)
+        ranges[:, side].scatter_(0, place, values[:, None].expand(marks.shape).reshape(-1))
+    rows = begins.sum(2, dtype=torch.int32)
+    upto = torch.nn.functional.pad(rows.flatten().cumsum(0, dtype=torch.int32), (1, 0)) + taken
+    return torch.cat([upto[:-1].view(rows.shape), upto[rows.shape[1] :: rows.shape[1], None]], dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,9 @@ from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 
 __all__ = ["AttentionPlan", "BlockMask", "Density", "ExtraKeys", "index_of"]
+
+CHUNK = 3 << 18
+"""Ranges that are counted at a time, at about 40 bytes each."""
 
 
 @dataclass(frozen=True)
@@ -146,10 +150,10 @@ class AttentionPlan:
     def _counted(self, layout: TokenLayout) -> Tensor:
         if self.mask is None:
             return torch.ones(3, dtype=torch.float64)
-        computed = _computed(self.mask)
+        pairs, computed = _all_pairs(self.mask)
         if self.extra is not None:
             computed = computed + self.extra.groups / self.mask.keys
-        return torch.stack([_pairs(self.mask), self.video_densities(layout).mean(), computed])
+        return torch.stack([pairs, self.video_densities(layout).mean(), computed])
 
 
 def index_of(order: Tensor, states: Tensor) -> Tensor:
@@ -166,44 +170,68 @@ def index_of(order: Tensor, states: Tensor) -> Tensor:
     return rows.transpose(1, 2)[..., None].long().expand(states.shape)
 
 
-def _pairs(mask: BlockMask) -> Tensor:
-    """Share of all query-key pairs that the ranges name."""
-    first = mask.row_of_range() % mask.tiles * mask.query_block
-    rows = (first + mask.query_block).clamp(max=mask.queries) - first
-    start, end = mask.ranges.long().unbind(1)
-    return (rows * (end - start)).sum().double() / (mask.patterns * mask.queries * mask.keys)
+def _all_pairs(mask: BlockMask) -> tuple[Tensor, Tensor]:
+    """Shares of all query-key pairs: what the ranges name, and with whole tiles and ranges of whole key blocks."""
+    block = mask.key_block
 
+    def keys(_: Tensor, ranges: Tensor) -> Tensor:
+        length = ranges[:, 1] - ranges[:, 0]
+        return torch.stack([length, (length + block - 1) // block * block])
 
-def _computed(mask: BlockMask) -> Tensor:
-    """As `_pairs`, with whole tiles and with ranges rounded up to key blocks."""
-    start, end = mask.ranges.long().unbind(1)
-    keys = (end - start + mask.key_block - 1) // mask.key_block * mask.key_block
-    return keys.sum().double() * mask.query_block / (mask.patterns * mask.queries * mask.keys)
+    named, padded = _by_tile(mask, keys).view(2, mask.patterns, mask.tiles)
+    pairs = (_edges(mask).diff() * named).sum(), padded.sum() * mask.query_block
+    whole = mask.patterns * mask.queries * mask.keys
+    return pairs[0].double() / whole, pairs[1].double() / whole
 
 
 def _video(plan: AttentionPlan, layout: TokenLayout) -> Tensor:
     """Share of the video-video pairs that each pattern of a plan keeps."""
     mask = plan.mask
     assert mask is not None
-    queries, keys = (_video_before(plan.query_order, mask.queries, layout, mask.ranges.device),
-                     _video_before(plan.key_order, mask.keys, layout, mask.ranges.device))  # fmt: skip
+    device = mask.ranges.device
+    rows = _video_before(plan.query_order, mask.queries, layout, device)[:, _edges(mask)].diff(dim=1)
+    before = _video_before(plan.key_order, mask.keys, layout, device)
     # A shared mask with an order per head is a lane per order: each has its own text in its ranges.
-    times = max(1, len(queries) // mask.patterns, len(keys) // mask.patterns)
-    row = mask.row_of_range()
-    lane, tile = row // mask.tiles, row % mask.tiles
-    lane = lane + mask.patterns * torch.arange(times, device=lane.device)[:, None]
-    (start, end), first = mask.ranges.long().unbind(1), tile * mask.query_block
-    last = (first + mask.query_block).clamp(max=mask.queries)
-    rows = queries[lane % len(queries), last] - queries[lane % len(queries), first]
-    columns = keys[lane % len(keys), end] - keys[lane % len(keys), start]
-    # Ranges of a pattern stand together: its sum is a difference of running sums, exact, in any order of the work.
-    upto = torch.nn.functional.pad((rows * columns).cumsum(1), (1, 0))
-    pairs = upto[:, mask.offsets[:, -1].long()] - upto[:, mask.offsets[:, 0].long()]
-    return pairs.flatten().double() / layout.video_tokens**2
+    times = torch.arange(max(1, len(before) // mask.patterns), device=device)[:, None]
+
+    def columns(pattern: Tensor, ranges: Tensor) -> Tensor:
+        lane = (pattern + mask.patterns * times).remainder_(len(before))
+        return before[lane, ranges[:, 1]].sub_(before[lane, ranges[:, 0]])
+
+    keys = _by_tile(mask, columns)
+    lane = torch.arange(max(mask.patterns, len(rows), len(before)), device=device)
+    pairs = (rows[lane % len(rows)] * keys[lane % len(keys)]).sum(1)
+    return pairs.double() / layout.video_tokens**2
+
+
+def _edges(mask: BlockMask) -> Tensor:
+    """Where tiles start, and the end of the last: int64 ``[tiles + 1]``."""
+    return torch.arange(mask.tiles + 1, device=mask.ranges.device).mul_(mask.query_block).clamp_(max=mask.queries)
+
+
+def _by_tile(mask: BlockMask, count: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Sums of a count over the ranges of each tile, some ranges at a time: int64 ``[times * patterns, tiles]``.
+
+    Args:
+        mask: whose ranges.
+        count: of some ranges, int ``[times, ranges]``: given their patterns, int64 ``[ranges]``, and themselves.
+    """
+    ends, total = mask.offsets[:, -1].contiguous(), mask.offsets.new_zeros((), dtype=torch.int64)
+    # Once where there are none, too, for the shape.
+    for first in range(0, max(1, len(mask.ranges)), CHUNK):
+        ranges = mask.ranges[first : first + CHUNK]
+        place = torch.arange(first, first + len(ranges), dtype=torch.int32, device=ranges.device)
+        pattern = torch.searchsorted(ends, place, right=True).clamp_(max=mask.patterns - 1)
+        # Ranges of a tile stand together: its sum is a difference of running sums, exact, in any order of the work.
+        upto = torch.nn.functional.pad(count(pattern, ranges).cumsum(1), (1, 0))
+        total = total + upto[:, (mask.offsets - first).clamp_(0, len(ranges))].diff(dim=2)
+    return total.flatten(0, 1)
 
 
 def _video_before(order: Tensor | None, tokens: int, layout: TokenLayout, device: torch.device) -> Tensor:
-    """Video tokens before each position: int64 ``[rows, tokens + 1]``."""
+    """Video tokens before each position: int32 ``[rows, tokens + 1]``."""
     token = torch.arange(tokens, device=device)[None] if order is None else order.to(device)
+    before = torch.zeros(len(token), tokens + 1, dtype=torch.int32, device=device)
     is_video = (token >= layout.video_start) & (token < layout.video_end)
-    return torch.nn.functional.pad(is_video.cumsum(1), (1, 0))
+    torch.cumsum(is_video, 1, dtype=torch.int32, out=before[:, 1:])
+    return before

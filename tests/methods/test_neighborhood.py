@@ -78,10 +78,12 @@ def test_choice_is_made_once_a_run_unless_asked() -> None:
     layout = TEXTS[0]
     for refresh, same in ((None, True), (2, False)):
         chosen, state = NeighborhoodAttention(density=0.6, block=16, refresh=refresh), {}  # type: Any, dict[str, Any]
-        index = []
+        index, reused = [], []
         for step in range(3):
             chosen.plan(*states(layout, heads=24, seed=step), site_of(layout, step), state)
             index.append(state["index"])
+            reused.append(chosen.reused(state))
+        assert reused == [False, True, same]
         assert torch.equal(index[0], index[1]) and torch.equal(index[0], index[2]) == same
 
 
@@ -89,8 +91,10 @@ def test_choice_is_made_once_a_run_unless_asked() -> None:
 def test_one_window_for_all_heads(layout: TokenLayout) -> None:
     """Every query keeps its window exactly with blocks of nothing but it: here, all rows and columns."""
     state: dict[str, Any] = {}
-    plan = NeighborhoodAttention(window="3x9x9", block=16).plan(*states(layout), site_of(layout), state)
+    method = NeighborhoodAttention(window="3x9x9", block=16)
+    plan = method.plan(*states(layout), site_of(layout), state)
     assert plan.mask is not None and plan.mask.patterns == 1 and plan.query_order is None and state == {}
+    assert method.reused(state), "nothing was chosen"
     assert windows(layout, window="3x9x9") == [Neighborhood(0.6, 1.0, 1.0)]
     assert plan.density(layout).video_density == pytest.approx(density_of(Neighborhood(0.6, 1, 1), layout, 16))
 

@@ -93,16 +93,19 @@ def test_density_that_is_not_near_is_noted() -> None:
 def test_choice_is_kept_for_as_long_as_asked() -> None:
     layout, state = TEXTS[0], {}  # type: tuple[TokenLayout, dict[str, Any]]
     chosen = Svg(density=0.4, block=16, refresh=3)
-    index = []
+    index, reused = [], []
     for step in range(4):
         tensors = states(layout, heads=24, seed=step)
         chosen.plan(*tensors, site_of(layout, step), state)
         index.append(state["index"])
+        reused.append(chosen.reused(state))
+    assert reused == [False, True, True, False]
     assert torch.equal(index[0], index[1]) and torch.equal(index[0], index[2])
     assert not torch.equal(index[0], index[3])
     # Another grid, or another batch, is a choice of its own.
     plan = chosen.plan(*states(TEXTS[1], batch=2), site_of(TEXTS[1], 3), state)
     assert len(state["index"]) == 6 and plan.mask is not None and plan.mask.queries == TEXTS[1].tokens
+    assert not chosen.reused(state)
 
 
 def test_rows_differ_between_layers_and_steps_and_span_the_clip() -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn import cluster
 
 from vidaccel.planning.kmeans import kmeans, sample
-
-cluster = pytest.importorskip("sklearn.cluster")
 
 
 @pytest.mark.parametrize("rounds", [1, 5, 60])

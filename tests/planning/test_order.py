@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.planning.no_sync import NoSync, on_meta
 from vidaccel.mask import BlockMask
+from vidaccel.planning import order as order_module
 from vidaccel.planning.order import (
     chain,
     cluster_mask,
@@ -126,7 +127,11 @@ def test_tile_mask() -> None:
 @pytest.mark.parametrize("query_block", [1, 7, 16, 500])
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (90, 70, 6, 9), (64, 128, 40, 3), (33, 90, 3, 70)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_cluster_mask(query_block: int, sizes: tuple[int, int, int, int], share: float) -> None:
+@pytest.mark.parametrize("at_once", [1, 1500, order_module.RUN])
+def test_cluster_mask(
+    query_block: int, sizes: tuple[int, int, int, int], share: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(order_module, "RUN", at_once)
     queries, keys, rows, columns = sizes
     query_sizes, key_sizes = random_sizes(3, rows, queries), random_sizes(3, columns, keys)
     kept = torch.rand(3, rows, columns) < share

@@ -69,6 +69,17 @@ def test_pooled_scores_are_the_softmax_of_products_of_means() -> None:
         close(scores[lane], (product * 0.3).softmax(-1), 1e-6)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 6])
+def test_pooled_scores_of_some_lanes_at_a_time(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, blocks, 3, 8, generator=generator) for blocks in (4, 5))
+    allowed = torch.rand(rows, 5, generator=generator) < 0.5 if rows else None
+    whole = pool.pooled_scores(query, key, 0.3, allowed=allowed)
+    for chunk in (1, 2 * 4 * 5):
+        monkeypatch.setattr(pool, "CHUNK", chunk)
+        torch.testing.assert_close(pool.pooled_scores(query, key, 0.3, allowed=allowed), whole)
+
+
 def test_pooled_scores_give_blocks_that_are_not_allowed_nothing() -> None:
     query, key = states(1, 4, 2, 8), states(1, 3, 2, 8, seed=1)
     allowed = torch.tensor([[True, False, True], [False, False, False]])

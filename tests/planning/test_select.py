@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.planning.no_sync import NoSync, on_meta
 from vidaccel.mask import BlockMask
-from vidaccel.planning import dispatch
+from vidaccel.planning import dispatch, select
 from vidaccel.planning.select import budgeted, budgeted_reference, top_k, top_k_reference, top_p, top_p_reference
 
 NAN, INF = float("nan"), float("inf")
@@ -142,6 +142,18 @@ def test_budget_is_met_from_below_and_moves_between_heads() -> None:
     weights = torch.randint(1, 9, scores.shape)
     spent = (budgeted(scores, 0.3, weights=weights) * weights).sum() / weights.sum()
     assert 0.3 - 9 / weights.sum() < spent <= 0.3
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 7), (1, 5, 7), (6, 5, 7), (6, 1, 7)])
+def test_costs_are_summed_some_patterns_at_a_time(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    scores, weights = tied_scores(6, 5, 7), torch.randint(0, 2**30, shape, dtype=torch.int32)
+    each = weights[:, None] if len(shape) == 2 else weights
+    expected = each.long().expand(6, 5, 7).sum((1, 2))
+    for chunk in (1, 2 * 5 * 7, select.CHUNK):
+        monkeypatch.setattr(select, "CHUNK", chunk)
+        for groups in (1, 2, 6):
+            _, budget = select._budget(scores, 1.0, weights, groups)
+            assert torch.equal(budget, expected.view(groups, -1).sum(1))
 
 
 def test_map_becomes_a_mask() -> None:

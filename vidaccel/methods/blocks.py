@@ -80,7 +80,7 @@ class Blocks(Dynamic):
         """The blocks that the budget pays for: bool, of the scores' shape.
 
         Args:
-            scores: fp32 ``[batch * heads, tiles, tiles]``.
+            scores: fp32 ``[batch * heads, tiles, tiles]``, free to be overwritten.
             keep: bool, broadcast to them: what is kept in any case.
             tiles: of the grid.
             batch: rows of the batch, each of which has a budget.
@@ -93,9 +93,11 @@ class Blocks(Dynamic):
 
     def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
         tiles = tiles_of(site.layout, self.order_of(site.layout), self.block, query.device)
-        scores = self.scores(query, key, value, tiles, site, state)
         keep = self.always(query, key, tiles, site)
-        kept = self.pick(scores, keep, tiles, len(query), self.density_at(site))
+        # Without a name, as the scores should not stay while ranges are made.
+        kept = self.pick(
+            self.scores(query, key, value, tiles, site, state), keep, tiles, len(query), self.density_at(site)
+        )  # fmt: skip
         tokens = site.layout.tokens
         mask = BlockMask.from_blocks(kept, self.block, self.block, tokens, tokens)
         return AttentionPlan(mask, tiles.order, tiles.order)

@@ -23,6 +23,8 @@ from vidaccel.site import Site
 KEPT = 16
 LAYERS = 1 << 16
 """More than any model has."""
+KEPT_CHOICE = "choice_kept"
+"""Where a state says whether the last choice had been made for an earlier call; nothing where there is one plan."""
 GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -105,7 +107,8 @@ class Sample:
             return None
         what = (site.layout, query.shape, query.device)
         due = self.refresh is not None and site.step - state.get("step", site.step) >= self.refresh
-        if due or state.get("what") != what:
+        state[KEPT_CHOICE] = not due and state.get("what") == what
+        if not state[KEPT_CHOICE]:
             state["index"] = least_error(plans, query, key, value, self.draw(site, query.device), site.layout)
             state["step"], state["what"] = site.step, what
         index: Tensor = state["index"]

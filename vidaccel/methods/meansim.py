@@ -89,14 +89,14 @@ class MeanSim(Blocks):
         rows, columns = (each.similarity > self.threshold for each in (queries, keys))
         allowed = tiles.video if self.top_p is None else tiles.video & columns
         predicted = pool.pooled_scores(queries.mean, keys.mean, scale, allowed=allowed)
-        return predicted + FIRST * ~(rows[:, :, None] & columns[:, None])
+        return predicted.add_(~(rows[:, :, None] & columns[:, None]), alpha=FIRST)
 
     def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
         if density is not None:
             return super().pick(scores, keep, tiles, batch, density)
         assert self.top_p is not None
         gated = scores >= FIRST
-        return select.top_p(scores.masked_fill(gated, 0.0), self.top_p, keep=keep | gated)
+        return select.top_p(scores.masked_fill_(gated, 0.0), self.top_p, keep=gated.logical_or_(keep))
 
 
 def centred(key: Tensor, layout: TokenLayout, block: int, order: Tensor | None) -> pool.Summary:

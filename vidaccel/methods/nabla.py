@@ -80,7 +80,7 @@ class Nabla(Blocks):
             return super().pick(scores, keep, tiles, batch, density)
         assert self.top_p is not None
         # A union: what the window holds does not count towards the share.
-        return select.top_p(scores, self.top_p) | keep
+        return select.top_p(scores, self.top_p).logical_or_(keep)
 
     def choose(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> AttentionPlan:
         return self.with_notes(super().choose(query, key, value, site, state), *self._window(site).notes)

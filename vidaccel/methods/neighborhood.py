@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.methods.candidates import Sample, candidates
+from vidaccel.methods.candidates import KEPT_CHOICE, Sample, candidates
 from vidaccel.methods.checks import check_block, check_count, check_density, note_of_density
 from vidaccel.patterns import Pattern, at_density, orders
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood, Sizes
@@ -133,6 +133,9 @@ class NeighborhoodAttention(Method):
         refresh = 1 if self.preset is not None and self.refresh is None else self.refresh
         index = Sample(self.rows, refresh=refresh).chosen(run.plans, query, key, value, site, state)
         return run.picked(index, notes)
+
+    def reused(self, state: dict[str, Any]) -> bool:
+        return bool(state.get(KEPT_CHOICE, True))
 
 
 def sizes(name: str, given: str) -> Sizes:

@@ -12,12 +12,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vidaccel.mask import BlockMask
+from vidaccel.mask import BlockMask, runs
 from vidaccel.plan import index_of
 from vidaccel.planning import dispatch
 
 RUN = 1 << 23
-"""Tiles times clusters of the lanes that are made ranges of at a time."""
+"""Tiles times clusters of the lanes that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ def tile_mask(
     filled, column = (ends > starts).byte().sort(dim=1, descending=True, stable=True)
     starts, ends = starts.gather(1, column), ends.gather(1, column)
     kept = kept.gather(2, column[:, None].expand(kept.shape)) & filled.bool()[:, None]
-    offsets, ranges = _runs(kept, starts.int(), ends.int())
+    offsets, ranges = runs(kept, starts.int(), ends.int(), RUN)
     mask = BlockMask(offsets, ranges, query_block, key_block, queries, keys)
     return mask.trimmed() if kept.device.type == "cpu" else mask
 
@@ -200,10 +200,17 @@ def union(kept: Tensor, starts: Tensor, queries: int, query_block: int) -> Tenso
     first = torch.arange(0, queries, query_block, dtype=starts.dtype, device=starts.device)
     last = (first + query_block).clamp(max=queries) - 1
     cluster = [cluster_at(starts, each) for each in (first, last)]
-    kept = kept & (starts.diff(dim=1) > 0)[..., None]
-    before = torch.nn.functional.pad(kept.cumsum(1, dtype=torch.int32), (0, 0, 1, 0))
-    begin, end = (each[..., None].expand(-1, -1, kept.shape[2]) for each in (cluster[0], cluster[1] + 1))
-    return before.gather(1, end) > before.gather(1, begin)
+    filled, (lanes, clusters, columns) = starts.diff(dim=1) > 0, kept.shape
+    united = kept.new_empty(lanes, len(first), columns)
+    # Counts of what is kept take many times what marks do: some lanes at a time.
+    step = max(1, RUN // ((clusters + len(first)) * columns))
+    for lane in range(0, lanes, step):
+        some = slice(lane, lane + step)
+        marks = kept[some] & filled[some, :, None]
+        before = torch.nn.functional.pad(marks.cumsum(1, dtype=torch.int32), (0, 0, 1, 0))
+        begin, end = (each[some, :, None].expand(-1, -1, columns) for each in (cluster[0], cluster[1] + 1))
+        united[some] = before.gather(1, end) > before.gather(1, begin)
+    return united
 
 
 def cluster_at(starts: Tensor, positions: Tensor) -> Tensor:
@@ -225,34 +232,3 @@ def _check_kept(kept: Tensor, key_starts: Tensor, rows: int, of: str) -> None:
             f"kept clusters are bool {list(expected)} by {of} and {list(key_starts.shape)}, got "
             f"{kept.dtype} {list(kept.shape)}"
         )
-
-
-def _runs(kept: Tensor, starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Offsets and ranges of runs of kept columns: ``[lanes, tiles, columns]``, ``[lanes, columns]`` twice.
-
-    A range for every run that there could be is returned; those that there are come first, and the rest is zeros.
-    """
-    lanes, tiles, columns = kept.shape
-    capacity = lanes * tiles * -(-columns // 2)
-    ranges = kept.new_zeros((capacity + 1, 2), dtype=torch.int32)
-    offsets = kept.new_zeros((lanes, tiles + 1), dtype=torch.int32)
-    taken = offsets.new_zeros(1)
-    step = max(1, RUN // (tiles * columns))
-    for first in range(0, lanes, step):
-        some = slice(first, first + step)
-        offsets[some] = _put_runs(kept[some], starts[some], ends[some], taken, ranges)
-        taken = offsets[some][-1, -1:]
-    return offsets, ranges[:capacity]
-
-
-def _put_runs(kept: Tensor, starts: Tensor, ends: Tensor, taken: Tensor, ranges: Tensor) -> Tensor:
-    """Put the runs of some lanes into `ranges` after the first `taken`; their offsets."""
-    edge = torch.nn.functional.pad(kept, (1, 1))
-    begins, closes = kept & ~edge[..., :-2], kept & ~edge[..., 2:]
-    for side, (marks, values) in enumerate(((begins, starts), (closes, ends))):
-        # What is no border is written to one spare place, so that no shape depends on the marks.
-        place = marks.flatten().cumsum(0).add_(taken - 1).masked_fill_(~marks.flatten(), len(ranges) - 1)
-        ranges[:, side].scatter_(0, place, values[:, None].expand(marks.shape).reshape(-1))
-    rows = begins.sum(2, dtype=torch.int32)
-    upto = torch.nn.functional.pad(rows.flatten().cumsum(0, dtype=torch.int32), (1, 0)) + taken
-    return torch.cat([upto[:-1].view(rows.shape), upto[rows.shape[1] :: rows.shape[1], None]], dim=1)

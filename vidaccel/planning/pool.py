@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vidaccel.planning import dispatch, shapes
 
+CHUNK = 1 << 23
+"""Entries of the maps that `pooled_scores` works on at a time, besides the result: 32 MB, twice."""
 
 @dataclass(frozen=True, eq=False)
 class Summary:
@@ -91,13 +93,21 @@ def pooled_scores(query_means: Tensor, key_means: Tensor, scale: float, *, allow
     """
     shapes.check_pair(query_means, key_means, "key_means")
     query, key = (means.float().transpose(1, 2).flatten(0, 1) for means in (query_means, key_means))
-    scores = query @ key.transpose(1, 2) * scale
-    if allowed is None:
-        return scores.softmax(-1)
-    if allowed.dtype != torch.bool or allowed.shape not in ((1, key.shape[1]), (len(key), key.shape[1])):
-        expected = f"[1 or {len(key)}, {key.shape[1]}]"
+    lanes, blocks, others = len(query), query.shape[1], key.shape[1]
+    if allowed is not None and (allowed.dtype != torch.bool or allowed.shape not in ((1, others), (lanes, others))):
+        expected = f"[1 or {lanes}, {others}]"
         raise ValueError(f"allowed is bool {expected}, got {allowed.dtype} {list(allowed.shape)}")
-    return scores.masked_fill(~allowed[:, None], float("-inf")).softmax(-1).nan_to_num(0.0)
+    absent = None if allowed is None else ~allowed[:, None].expand(lanes, 1, others)
+    scores = query.new_empty(lanes, blocks, others)
+    step = max(1, CHUNK // (blocks * others))
+    for first in range(0, lanes, step):
+        some = slice(first, first + step)
+        part = torch.bmm(query[some], key[some].transpose(1, 2)).mul_(scale)
+        if absent is None:
+            scores[some] = part.softmax(-1)
+        else:
+            scores[some] = part.masked_fill_(absent[some], float("-inf")).softmax(-1).nan_to_num_(0.0)
+    return scores
 
 
 def _summarise(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from vidaccel.planning import dispatch
 
+CHUNK = 1 << 22
+"""Costs that are summed at a time."""
 MAX_BLOCKS = 8192
 """Blocks of a row that a kernel holds at once; longer rows are sorted in torch."""
 
@@ -166,9 +168,18 @@ def _budget(
     if costs is None:
         total = torch.full((groups,), scores.numel() // groups, dtype=torch.int64, device=scores.device)
     else:
-        total = costs.reshape(groups, -1).sum(1, dtype=torch.int64)
+        total = _totals(costs).view(groups, -1).sum(1)
     # 0.29 * 100 is 28.999999999999996: a budget that is whole must not lose one to rounding.
     return costs, (total.double() * density * (1 + 1e-15)).floor().long()
+
+
+def _totals(costs: Tensor) -> Tensor:
+    """What all blocks of each pattern cost: int64 ``[patterns]``."""
+    # Sums in 64 bits copy what they sum: some patterns at a time, and those that share their costs once.
+    distinct = costs[:1] if costs.stride(0) == 0 else costs
+    step = max(1, CHUNK // max(1, costs[0].numel()))
+    sums = [part.sum((1, 2), dtype=torch.int64) for part in distinct.split(step)]
+    return torch.cat(sums).repeat(len(costs) // len(distinct))
 
 
 def _best_first(scores: Tensor, keep: Tensor | None) -> Tensor:
