@@ -78,10 +78,7 @@ class Expert:
                 f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
                 "enabled, as fuse_qkv_projections() does: disable it, then enable it again"
             )
-        call = Call(args, kwargs)
-        layout, timestep = self.family.layout(transformer, call), self.family.timestep(call)
-        self.session.begin(self, float(timestep.max()), layout)
-        self.session.set_modes(self, timestep.device)
+        self.session.begin(self, Call(args, kwargs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,21 +181,15 @@ class Session:
         """The setting and what the last run did."""
         setting = self.setting
         return Summary(
-            self.family.name,
-            setting.method.name,
-            dataclasses.asdict(setting.method),  # type: ignore[call-overload]
-            dataclasses.asdict(setting.schedule),
-            setting.min_tokens,
-            setting.backend,
-            setting.precision,
-            self.runs,
-            self._tally,
-            setting.compensation.to_dict() if setting.compensation is not None else None,
-        )
+            self.family.name, setting.method.name, dataclasses.asdict(setting.method),  # type: ignore[call-overload]
+            dataclasses.asdict(setting.schedule), setting.min_tokens, setting.backend, setting.precision, self.runs,
+            self._tally, setting.compensation.to_dict() if setting.compensation is not None else None,
+        )  # fmt: skip
 
-    def begin(self, expert: Expert, timestep: float, layout: TokenLayout) -> None:
-        """Take note of a transformer call: the run, step and guidance branch that it belongs to."""
-        if self._clock.tick(timestep, self._timesteps()):
+    def begin(self, expert: Expert, call: Call) -> None:
+        """Take note of a transformer call: its run, step and guidance branch, and how each layer attends in it."""
+        layout, timestep = expert.family.layout(expert.transformer, call), expert.family.timestep(call)
+        if self._clock.tick(float(timestep.max()), self._timesteps()):
             self._begin_run()
         self.setting.method.check_steps(self._clock.steps)
         plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers))
@@ -209,6 +200,9 @@ class Session:
         if self.setting.method.static and layout.tokens >= (self.setting.min_tokens or 0):
             # A plan that cannot be made should fail before the first step, not after the dense ones.
             self._statics.made(self._site(expert.layers[-1]))
+        self._check(expert, call, timestep.device)
+        for layer in expert.layers:
+            layer.processor.mode = self._mode(layer, timestep.device)
 
     def _timesteps(self) -> Tensor | None:
         timesteps = getattr(getattr(self._owner(), "scheduler", None), "timesteps", None)
@@ -219,22 +213,28 @@ class Session:
         self._tally = Tally()
         self.runs += 1
 
-    def set_modes(self, expert: Expert, device: torch.device) -> None:
-        """Tell each layer how to attend in this transformer call, as far as that is known before it."""
-        for layer in expert.layers:
-            layer.processor.mode = self._mode(layer, device)
+    def _check(self, expert: Expert, call: Call, device: torch.device) -> None:
+        """Let the compensation refuse sparse calls to come, before the dense steps at the start are spent."""
+        compensation, site = self.setting.compensation, self._site(expert.layers[-1])
+        # With gradients a layer may leave its calls to the stock processor.
+        if compensation is None or torch.is_grad_enabled():
+            return
+        site = dataclasses.replace(site, step=max(site.step, self._now.plan.first_step))
+        whole = self.setting.method.static and self._statics.made(site).mask is None
+        if not whole and self._why_dense(site, device) is None:
+            compensation.check(expert.family.queries(expert.transformer, call, site.layout), site)
 
     def _mode(self, layer: Layer, device: torch.device) -> Mode:
-        assert self._moment is not None
+        """How a layer attends in this transformer call, as far as that is known before it."""
         # With gradients a processor may leave the call to the stock one: only what then arrives is counted.
         if self.setting.check_finite or torch.is_grad_enabled():
             return Mode.BY_HANDLE
-        reason = self._why_dense(layer, device)
+        site = self._site(layer)
+        reason = self._why_dense(site, device)
         if reason is None:
             setting = self.setting
             if not setting.method.static or setting.precision is not None or setting.compensation is not None:
                 return Mode.BY_HANDLE
-            site = self._site(layer)
             plan = self._statics.on(site, device)
             if plan.extra is not None:
                 return Mode.BY_HANDLE
@@ -242,9 +242,9 @@ class Session:
                 layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
                 self._count_sparse(self._statics.made(site), site, device)
                 return Mode.STATIC
-        if self._observes(reason, layer, device):
+        if self._observes(reason, site, device):
             return Mode.BY_HANDLE
-        self._count_dense(reason, layer)
+        self._count_dense(reason, site)
         return Mode.DENSE
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
@@ -257,8 +257,7 @@ class Session:
         self._check_place(layer, query)
         out, how = self._attend(layer, query, key, value, key_lengths)
         if self.setting.check_finite:
-            moment = self._moment
-            assert moment is not None
+            moment = self._now
             where = f"layer {layer.index} of {moment.expert} at step {moment.step} ({moment.branch}, {how})"
             debug.check_finite(out, query, key, value, where)
         return out
@@ -266,30 +265,30 @@ class Session:
     def _attend(
         self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
     ) -> tuple[Tensor, str]:
-        reason = self._why_dense(layer, query.device)
+        site = self._site(layer)
+        reason = self._why_dense(site, query.device)
         if reason is None:
-            site, plan = self._site(layer), self._plan(layer, query, key, value)
+            plan = self._plan(site, query, key, value)
             if plan.mask is not None:
-                out, ran = self._sparse(layer, plan, query, key, value, key_lengths)
+                out, ran = self._sparse(site, plan, query, key, value, key_lengths)
                 known = self.setting.method.static and ran is plan
                 self._count_sparse(self._statics.made(site) if known else ran, site, query.device)
                 return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
-        elif self._observes(reason, layer, query.device):
-            site = self._site(layer)
+        elif self._observes(reason, site, query.device):
             self.setting.method.observe(query, key, value, site, self._remembered(site))
-        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason, layer)}"
+        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason, site)}"
 
     def _count_sparse(self, plan: AttentionPlan, site: Site, device: torch.device) -> None:
         """Count a sparse call on a device; the plan may be elsewhere."""
         self._tally.count_sparse(plan, plan.densities(site.layout), self._backend_on(site.expert, device))
         self._record(plan, site)
 
-    def _count_dense(self, reason: str | None, layer: Layer) -> str:
+    def _count_dense(self, reason: str | None, site: Site) -> str:
         """Count a dense call, None being the method's own plan; the reason in words."""
         words = reason or f"as {self.setting.method.name} planned"
         self._tally.count_dense(words, planned=reason is None)
         if reason is None:
-            self._record(AttentionPlan(), self._site(layer))
+            self._record(AttentionPlan(), site)
         return words
 
     def _record(self, plan: AttentionPlan, site: Site) -> None:
@@ -306,25 +305,23 @@ class Session:
         if query.shape[1] != moment.layout.tokens:
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
 
-    def _why_dense(self, layer: Layer, device: torch.device) -> str | None:
-        moment, index = self._moment, layer.index
-        assert moment is not None
-        least = self.setting.min_tokens
-        if least is not None and moment.layout.tokens < least:
-            self._tally.note(f"calls of {moment.layout.tokens} tokens stay dense: fewer than min_tokens={least}")
+    def _why_dense(self, site: Site, device: torch.device) -> str | None:
+        plan, least = self._now.plan, self.setting.min_tokens
+        if least is not None and site.layout.tokens < least:
+            self._tally.note(f"calls of {site.layout.tokens} tokens stay dense: fewer than min_tokens={least}")
             return "under min_tokens"
-        if index < moment.plan.first_layer:
+        if site.layer < plan.first_layer:
             return "in first layers"
-        if moment.step < moment.plan.first_step:
+        if site.step < plan.first_step:
             return FIRST_STEPS
-        if not moment.plan.is_sparse(moment.step, index):
+        if not plan.is_sparse(site.step, site.layer):
             return "in last steps"
-        return None if least == 0 else self._why_slower(layer, device)
+        return None if least == 0 else self._why_slower(site, device)
 
-    def _why_slower(self, layer: Layer, device: torch.device) -> str | None:
+    def _why_slower(self, site: Site, device: torch.device) -> str | None:
         """Why a call would take longer sparse than dense; the plans of other than static methods are not known yet."""
-        method, site, costs = self.setting.method, self._site(layer), self.setting.costs or default_for(device)
-        heads, head_dim = self.family.heads(self._modules[layer.expert])
+        method, costs = self.setting.method, self.setting.costs or default_for(device)
+        heads, head_dim = self.family.heads(self._modules[site.expert])
         if not method.static:
             share = costs.share(expected(method, site), heads=heads, head_dim=head_dim)
         elif self._statics.made(site).mask is not None:
@@ -336,20 +333,20 @@ class Session:
         self._tally.note_slower(share, costs.source)
         return "by the cost model"
 
-    def _plan(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
-        method, site = self.setting.method, self._site(layer)
+    def _plan(self, site: Site, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
+        method = self.setting.method
         if method.static:
             return self._statics.on(site, query.device)
         plan = method.plan(query, key, value, site, self._remembered(site))
         self._tally.count_plan(method.reused(self._remembered(site)))
         return plan
 
-    def _observes(self, reason: str | None, layer: Layer, device: torch.device) -> bool:
+    def _observes(self, reason: str | None, site: Site, device: torch.device) -> bool:
         """Whether the method learns from a call that is dense for `reason`: later ones of the layer will be sparse."""
-        method, follows = self.setting.method, self._moment is not None and self._moment.plan.any_sparse
-        if reason != FIRST_STEPS or not follows or method.static or not method.observes:
+        method = self.setting.method
+        if reason != FIRST_STEPS or not self._now.plan.any_sparse or method.static or not method.observes:
             return False
-        return self.setting.min_tokens == 0 or self._why_slower(layer, device) is None
+        return self.setting.min_tokens == 0 or self._why_slower(site, device) is None
 
     def _remembered(self, site: Site, whose: str = "method") -> dict[str, Any]:
         """What the method, or the compensation, remembers at a site; in it what all branches have in common."""
@@ -358,31 +355,33 @@ class Session:
         return state
 
     def _site(self, layer: Layer) -> Site:
-        moment = self._moment
-        assert moment is not None
+        moment = self._now
         layers = next(len(expert.layers) for expert in self._experts if expert.name == layer.expert)
         return Site(layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout)
 
     @property
+    def _now(self) -> Moment:
+        assert self._moment is not None
+        return self._moment
+
+    @property
     def _statics(self) -> StaticPlans:
         """The static plans of this moment's layout."""
-        assert self._moment is not None
-        return self._statics_of(self._moment.layout, self._clock.steps)
+        return self._statics_of(self._now.layout, self._clock.steps)
 
     def _new_statics(self, layout: TokenLayout, steps: int | None) -> StaticPlans:
         # The number of steps is part of a site: as part of the key, plans of old ones are dropped too.
         return StaticPlans(self.setting.method, layout)
 
     def _choose_backend(self, expert: str, device: torch.device) -> str:
-        transformer = self._modules[expert]
-        probe = family_of(transformer).probe(transformer, device)
+        probe = self.family.probe(self._modules[expert], device)
         return kernels.choose(self.setting.backend, probe, self.setting.precision)
 
     def _sparse(
-        self, layer: Layer, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
+        self, site: Site, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
     ) -> tuple[Tensor, AttentionPlan]:
         """The output of a sparse call, and the plan that ran."""
-        setting, site = self.setting, self._site(layer)
+        setting = self.setting
         run = functools.partial(kernels.attention, query, key, value, key_lengths=key_lengths,
                                 backend_name=setting.backend)  # fmt: skip
 

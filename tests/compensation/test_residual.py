@@ -10,13 +10,18 @@ import torch
 from torch import Tensor
 
 import vidaccel
+from tests import tiny
 from tests.compensation.cases import BATCH, GRIDS, HEAD_DIM, HEADS, LENGTHS, Recorder, dense, plans
 from tests.methods.online import PIPES, SETTING, site_of, states
 from tests.pipelines.cases import frames
 from tests.planning.no_sync import NoSync
 from vidaccel.compensation import compensation
 from vidaccel.compensation.residual import Residual, state_bytes
+from vidaccel.pipelines import family_of
+from vidaccel.pipelines.base import Call
+from vidaccel.pipelines.wan import Wan
 from vidaccel.plan import AttentionPlan
+from vidaccel.site import Site
 
 LAYOUT = GRIDS[2]
 
@@ -115,6 +120,73 @@ def test_refuses_bad_options_and_too_much_memory() -> None:
     attend(Residual(max_state_mb=needed), plan, tensors, {}, 0)
     with pytest.raises(ValueError, match=r"would keep 0 MB in 4 layers of transformer for each guidance branch, more"):
         attend(Residual(max_state_mb=needed * 0.99), plan, tensors, state, 0)
+
+
+def attends(pipe: Any) -> list[int]:
+    """Grows with each call of the first attention layer of a pipeline's transformer."""
+    calls, layer = list[int](), family_of(pipe.transformer).sites(pipe.transformer)[0]
+    layer.to_q.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[operator,union-attr]
+    return calls
+
+
+@pytest.mark.parametrize("family", PIPES)
+def test_too_much_memory_is_refused_before_any_work(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, call = PIPES[family]
+    pipe, checked, check = make(), list[Tensor](), Residual.check
+
+    def spy(self: Residual, query: Tensor, site: Site) -> None:
+        checked.append(query)
+        assert site.step >= 2 and site.layer == 1
+        check(self, query, site)
+
+    monkeypatch.setattr(Residual, "check", spy)
+    late = SETTING | {"schedule": {"dense_first_steps": 2, "dense_first_layers": 1}}
+    with vidaccel.enable(pipe, "radial", compensation="residual", **late):
+        frames(pipe, **call)
+    before, real = ([each for each in checked if each.is_meta == meta] for meta in (True, False))
+    assert before and {(each.shape, each.dtype) for each in before} == {(each.shape, each.dtype) for each in real}
+    needed, calls = state_bytes(real[0]) * 2 / 1e6, attends(pipe)
+    for share in (0.99, 1):
+        limited = {"name": "residual", "max_state_mb": needed * share}
+        with vidaccel.enable(pipe, "radial", compensation=limited, **late):
+            if share == 1:
+                frames(pipe, **call)
+                continue
+            for _ in range(2):
+                with pytest.raises(ValueError, match="in 2 layers of transformer for each guidance branch, more than"):
+                    frames(pipe, **call)
+        assert not calls
+    assert calls
+
+
+@pytest.mark.parametrize(
+    "dense", [{"min_tokens": 10_000}, {"schedule": {"dense_first_steps": 1.0}}, {"schedule": {"dense_first_layers": 2}},
+              {"schedule": {"dense_first_steps": 2, "dense_last_steps": 2}}, {"min_tokens": None}],
+)  # fmt: skip
+def test_memory_is_not_asked_for_where_all_stays_dense(dense: dict[str, Any]) -> None:
+    make, call = PIPES["wan"]
+    pipe = make()
+    nothing = {"name": "residual", "max_state_mb": 0}
+    with vidaccel.enable(pipe, "radial", compensation=nothing, **SETTING | dense) as session:
+        frames(pipe, **call)
+    assert session.summary().to_dict()["calls"]["sparse"] == 0
+
+
+def test_each_expert_is_asked_for_its_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, seen = tiny.tiny_wan(two_experts=True), list[tuple[str, int]]()
+    monkeypatch.setattr(Residual, "check", lambda self, query, site: seen.append((site.expert, site.step)))
+    with vidaccel.enable(pipe, "radial", compensation="residual", **SETTING):
+        tiny.generate(pipe)
+    assert {expert for expert, _ in seen} == {"transformer", "transformer_2"} and seen[0] == ("transformer", 0)
+
+
+def test_queries_have_the_type_that_autocast_gives() -> None:
+    transformer = tiny.tiny_wan_transformer()
+    call = Call((torch.zeros(2, 16, 5, 8, 12),), {})
+    query = Wan().queries(transformer, call, LAYOUT)
+    assert query.shape == (2, LAYOUT.tokens, 2, 64) and query.is_meta and query.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Wan().queries(transformer, call, LAYOUT).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("family", PIPES)

@@ -14,7 +14,7 @@ from tests.methods.online import PIPES, SETTING, check_nothing_waits, check_pipe
 from tests.pipelines.cases import frames
 from vidaccel.kernels import attention
 from vidaccel.layout import TokenLayout
-from vidaccel.methods import semantic
+from vidaccel.methods import semantic, semantic_tiles
 from vidaccel.methods.base import COMMON
 from vidaccel.methods.semantic import CENTROIDS, CHOICE, Semantic
 from vidaccel.methods.semantic_presets import PRESETS
@@ -208,6 +208,21 @@ def test_padding_changes_nothing() -> None:
     assert torch.equal(kept_of(plan), kept_of(again))
 
 
+@pytest.mark.parametrize("at_once", [1, 500])
+def test_largest_rows_are_gathered_some_lanes_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(6, 7, 9, generator=generator)
+    labels = torch.randint(0, 7, (6, 50), generator=generator, dtype=torch.int32)
+    starts = order_module.order_by(labels, 7).starts
+    whole = semantic_tiles.most_rows(values, starts, 50, 16)
+    monkeypatch.setattr(semantic_tiles, "RUN", at_once)
+    assert torch.equal(semantic_tiles.most_rows(values, starts, 50, 16), whole)
+    rows = labels.sort(dim=1).values.long()
+    for lane, tile in ((0, 0), (3, 1), (5, 3)):
+        tokens = rows[lane, 16 * tile : 16 * tile + 16]
+        assert torch.equal(whole[lane, tile], values[lane, tokens].amax(0))
+
+
 def test_more_clusters_than_tokens() -> None:
     plan, _ = planned(Semantic(top_p=0.1, minimum=0, block=16, query_clusters=40, key_clusters=300), TEXTS[0])
     assert (kept_of(plan).sum(2) > 0).all()
@@ -276,6 +291,18 @@ def test_batched_guidance_branches_share_centroids() -> None:
     odd = method.clusters(query[:3], key[:3], site, {}).keys.centroids.unflatten(0, (3, 3))
     alone = method.clusters(query[:3], key[:3], site_of(layout), {}).keys.centroids.unflatten(0, (3, 3))
     assert torch.equal(odd, alone), "three rows are no two branches"
+
+
+def test_equal_centroids_are_kept_once() -> None:
+    layout, method, state = TEXTS[1], Semantic(density=0.3, **FEW), dict[str, Any]()
+    query, key, _ = states(layout, batch=4)
+    for step in (2, 3):
+        found = method.clusters(query, key, replace(site_of(layout, step), branch="cond_uncond"), state)
+        for each, kept in zip((found.queries, found.keys), state[COMMON][CENTROIDS], strict=True):
+            assert torch.equal(each.centroids, kept.repeat(2, 1, 1)) and len(kept) == 6
+            assert kept.untyped_storage().nbytes() == kept.nbytes
+    counted = method.memory(layout, 12, 16, itemsize=4, together=2).state["centroids"]
+    assert counted == sum(kept.nbytes for kept in state[COMMON][CENTROIDS])
 
 
 @pytest.mark.parametrize(

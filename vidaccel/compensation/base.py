@@ -44,6 +44,20 @@ class Compensation(ABC):
     paper: ClassVar[str] = ""
     """Source paper."""
 
+    def check(self, query: Tensor, site: Site) -> None:
+        """Refuse, before any work of a run, what `attend` would refuse later; by default nothing.
+
+        Called before each forward of a transformer that has sparse calls now or later in the run.
+
+        Args:
+            query: of the shape and type that queries will have, without contents, on the meta device.
+            site: where the next sparse call may be.
+
+        Raises:
+            ValueError: what is wrong with such calls.
+        """
+        return None
+
     @abstractmethod
     def attend(
         self, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None, site: Site,

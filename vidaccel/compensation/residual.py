@@ -60,7 +60,8 @@ class Residual(Compensation):
         if state.get(WHAT) != what or site.step - state[STEP] >= self.refresh:
             # Let go before the new one is made.
             state.clear()
-            self._check_memory(query, site)
+            # Again: by hand, or with gradients, none came before.
+            self.check(query, site)
             state[WHAT], state[STEP] = what, site.step
             return self._refreshed(plan, state, attention)
         sparse = attention(plan)[0]
@@ -80,7 +81,8 @@ class Residual(Compensation):
         state[RESIDUAL] = torch.addcmul(out, sparse, _of_rows(state[RATIO], sparse), value=-1)
         return out, full
 
-    def _check_memory(self, query: Tensor, site: Site) -> None:
+    def check(self, query: Tensor, site: Site) -> None:
+        """Refuse what takes more memory than `max_state_mb`."""
         needed = state_bytes(query) * site.layers / 1e6
         if self.max_state_mb is not None and needed > self.max_state_mb:
             raise ValueError(

@@ -136,7 +136,7 @@ class Semantic(Dynamic):
         assert self.first_iterations is not None and self.iterations is not None
         common, found, layout = state.setdefault(COMMON, {}), [], site.layout
         earlier = common.get(CENTROIDS, (None, None))
-        together = 2 if site.branch == BATCHED and len(query) % 2 == 0 else 1
+        together, lanes = branches(query, site), len(query) * query.shape[2]
         for number, (states, count, start) in enumerate(zip((query, key), self.counts(layout), earlier, strict=True)):
             video = states[:, layout.video_start : layout.video_end]
             if start is None:
@@ -144,10 +144,12 @@ class Semantic(Dynamic):
             else:
                 # Those of this step are another branch's: after one round they are means of these tokens, still alike.
                 start, rounds = start.float(), 1 if common.get(STEP) == site.step else self.iterations
+                start = start.repeat(lanes // len(start), 1, 1)
             found.append(kmeans(video, count, iterations=rounds, start=start, together=together))
         if self.keep != "nothing":
-            # Rounds begin by rounding centroids to the type of the tokens: nothing is lost.
-            common[STEP], common[CENTROIDS] = site.step, tuple(each.centroids.to(query.dtype) for each in found)
+            # Rounds begin by rounding centroids to the type of the tokens: nothing is lost. Equal ones are kept once.
+            once = (each.centroids[: lanes // together] for each in found)
+            common[STEP], common[CENTROIDS] = site.step, tuple(each.to(query.dtype, copy=True) for each in once)
         return Clusters(*found)
 
     def counts(self, layout: TokenLayout) -> tuple[int, int]:
@@ -155,7 +157,9 @@ class Semantic(Dynamic):
         queries, keys = counts(layout.video_tokens)
         return self.query_clusters or queries, self.key_clusters or keys
 
-    def memory(self, layout: TokenLayout, lanes: int, head_dim: int, itemsize: int = 2) -> Memory:
+    def memory(
+        self, layout: TokenLayout, lanes: int, head_dim: int, itemsize: int = 2, together: int = 1
+    ) -> Memory:  # fmt: skip
         """Bytes that a layer takes, counted.
 
         Args:
@@ -163,8 +167,9 @@ class Semantic(Dynamic):
             lanes: heads times batch rows.
             head_dim: of a head.
             itemsize: bytes of a number of the queries and keys.
+            together: 2 where both guidance branches are rows of one batch, and have common centroids.
         """
-        sizes = Sizes(layout, lanes, head_dim, itemsize, *self.counts(layout), self.block)
+        sizes = Sizes(layout, lanes, head_dim, itemsize, *self.counts(layout), self.block, together)
         return sizes.memory(keep=self.keep, refresh=self.refresh)
 
     def _by_mass(self, clusters: Clusters, layout: TokenLayout) -> Tensor:
@@ -204,9 +209,14 @@ class Semantic(Dynamic):
     def _note(self, query: Tensor, site: Site) -> str:
         """What stays in memory."""
         batch, _, heads, head_dim = query.shape
-        held = self.memory(site.layout, batch * heads, head_dim, query.itemsize)
+        held = self.memory(site.layout, batch * heads, head_dim, query.itemsize, branches(query, site))
         what = ", ".join(f"{size / 1e6:.1f} MB of {WHOSE[name]}" for name, size in held.state.items()) or "nothing"
         return f"each of {site.layers} layers keeps {what}"
+
+
+def branches(query: Tensor, site: Site) -> int:
+    """Guidance branches that are rows of the batch: 2, or 1."""
+    return 2 if site.branch == BATCHED and len(query) % 2 == 0 else 1
 
 
 def first(video: Tensor, count: int, rounds: int, seed: int, together: int) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from vidaccel.layout import TokenLayout
 from vidaccel.planning.order import RUN
+from vidaccel.planning.select import CHUNK
 
 
 def counts(video_tokens: int) -> tuple[int, int]:
@@ -47,6 +48,7 @@ class Sizes:
         itemsize: bytes of a number of the states.
         query_clusters, key_clusters: of a lane.
         block: tokens of a tile.
+        together: rows of the batch that have common centroids, such as two guidance branches, or 1.
     """
 
     layout: TokenLayout
@@ -56,6 +58,7 @@ class Sizes:
     query_clusters: int
     key_clusters: int
     block: int
+    together: int = 1
 
     @property
     def tokens(self) -> int:
@@ -63,9 +66,14 @@ class Sizes:
         return self.lanes * self.layout.tokens
 
     @property
+    def tiles(self) -> int:
+        """Of queries, text included, of a lane."""
+        return -(-self.layout.tokens // self.block)
+
+    @property
     def cells(self) -> int:
         """Query tiles times key clusters, text among them, of all lanes."""
-        return self.lanes * -(-self.layout.tokens // self.block) * (self.key_clusters + 1)
+        return self.lanes * self.tiles * (self.key_clusters + 1)
 
     @property
     def centroids(self) -> int:
@@ -74,27 +82,46 @@ class Sizes:
 
     def memory(self, *, keep: str, refresh: int) -> Memory:
         """The memory of a call; see `Semantic` for the options."""
-        state = {} if keep == "nothing" else {"centroids": self.centroids * self.itemsize}
+        state = {} if keep == "nothing" else {"centroids": self.centroids * self.itemsize // self.together}
         if refresh > 1:
             # Two orders, and a bit per cell.
             state["plans"] = 8 * self.tokens + self.cells // 8 + 4 * self.lanes * (self.key_clusters + 1)
         ranges, orders = 4 * self.cells, 8 * self.tokens
         # Labels and orders of queries and keys, and centroids in fp32.
         found = 16 * self.tokens + 4 * self.centroids
-        return Memory(state, orders + ranges, found + max(self._sort(), self._scores(), self._ranges(ranges)))
+        most = max(self._chain(), self._sort(), self._scores(), self._ranges(ranges))
+        return Memory(state, orders + ranges, found + most)
+
+    def _chain(self) -> int:
+        """Distances between all centroids."""
+        return 4 * self.lanes * max(self.query_clusters, self.key_clusters) ** 2
 
     def _sort(self) -> int:
         """Labels sorted: themselves, the result with places in 64 bits, the sort's own, and the places of the lane."""
         return (4 + 12 + 12 + 12) * self.tokens
 
     def _scores(self) -> int:
-        """Estimates of clusters twice, their parts in tiles, and per cell a score, a piece, a weight and two marks."""
+        """What never exists together: the most of it."""
         pairs = self.lanes * self.query_clusters * self.key_clusters
-        parts = self.lanes * self.query_clusters * -(-self.layout.tokens // self.block)
-        return 8 * pairs + 12 * parts + 14 * self.cells + 4 * pairs
+        parts = self.lanes * self.query_clusters * self.tiles
+        some = self._at_once(self.query_clusters + self.tiles)
+        return max(
+            # Estimates of clusters, before and after their softmax.
+            8 * pairs,
+            # With those: the parts of clusters in tiles thrice, or twice and their products, a score per cell.
+            4 * pairs + max(12 * parts, 8 * parts + 4 * self.cells),
+            # By cluster: the largest for each cell, or what the clusters keep and the union for each cell.
+            4 * pairs + 4 * self.cells + 4 * some,
+            5 * pairs + self.cells + 9 * some,
+            # Per cell a score, a weight and two marks; sums of weights are in 64 bits.
+            10 * self.cells + 8 * max(min(self.cells, CHUNK), self.cells // self.lanes),
+        )
 
     def _ranges(self, ranges: int) -> int:
         """Ranges, marks thrice, and for a run of lanes at a time places in 64 bits, values and marks."""
-        tiles = -(-self.layout.tokens // self.block)
-        at_once = max(min(self.cells, RUN), tiles * (self.key_clusters + 1))
-        return ranges + 5 * self.cells + 30 * at_once
+        return ranges + 5 * self.cells + 30 * self._at_once(self.tiles)
+
+    def _at_once(self, rows: int) -> int:
+        """So many rows of a lane times key clusters, of the lanes that are worked on at a time."""
+        one = rows * (self.key_clusters + 1)
+        return max(min(self.lanes * one, RUN), one)

@@ -15,7 +15,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.methods.semantic_memory import key_block
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning.kmeans import KMeans
-from vidaccel.planning.order import cluster_at, tile_mask
+from vidaccel.planning.order import RUN, cluster_at, tile_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +58,14 @@ def most_rows(values: Tensor, starts: Tensor, tokens: int, block: int) -> Tensor
     # Every cluster of a tile begins in it or holds its first token.
     piece = torch.cat([edge.expand(lanes, -1), starts[:, :-1].clamp(max=tokens - 1)], dim=1)
     holds = cluster_at(starts, piece), (piece // block).long()
-    cluster, tile = (each[..., None].expand(-1, -1, columns) for each in holds)
     most = values.new_full((lanes, len(edge), columns), float("-inf"))
-    return most.scatter_reduce_(1, tile, values.gather(1, cluster), "amax")
+    # The rows of all pieces take twice what those of clusters or tiles do: some lanes at a time.
+    step = max(1, RUN // (piece.shape[1] * columns))
+    for lane in range(0, lanes, step):
+        some = slice(lane, lane + step)
+        cluster, tile = (each[some, :, None].expand(-1, -1, columns) for each in holds)
+        most[some].scatter_reduce_(1, tile, values[some].gather(1, cluster), "amax")
+    return most
 
 
 @dataclass(frozen=True, eq=False)

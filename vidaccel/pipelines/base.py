@@ -125,6 +125,13 @@ class Family(ABC):
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         """The token grid of one forward."""
 
+    def queries(self, transformer: nn.Module, call: Call, layout: TokenLayout) -> Tensor:
+        """Like the queries of one forward, without contents: ``[batch, tokens, heads, head_dim]`` on "meta"."""
+        states = call.get("hidden_states", 0)
+        kind, shape = states.device.type, (len(states), layout.tokens, *self.heads(transformer))
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     def timestep(self, call: Call) -> Tensor:
         """The timestep of one forward, of any shape; the largest value counts."""
         step: Tensor = call.get("timestep", self.timestep_position)
