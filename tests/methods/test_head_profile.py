@@ -301,13 +301,13 @@ def test_output_is_that_of_the_masks_on_the_reference(pipe, saved):
     schedule = {"dense_first_steps": 0, "dense_first_layers": 0}
     with vidaccel.enable(pipe, str(saved)) as session:
         modes = []
-        original = session.set_modes
+        original = session.begin
 
-        def spy(expert, device):
-            original(expert, device)
+        def spy(expert, call):
+            original(expert, call)
             modes.append([layer.processor.mode for layer in expert.layers])
 
-        session.set_modes = spy
+        session.begin = spy
         with torch.no_grad():
             fast = tiny.generate(pipe, output_type="latent")
         told = session.summary()
