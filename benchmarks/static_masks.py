@@ -2,7 +2,7 @@
 
     python benchmarks/static_masks.py quick FAMILY --work DIR      # all methods, 4 held-out prompts, latents, baselines
     python benchmarks/static_masks.py finalists FAMILY --work DIR  # 16 held-out prompts, decoded: pixels and ST-LPIPS
-    python benchmarks/static_masks.py transfer FAMILY --work DIR   # a profile of one resolution at the other
+    python benchmarks/static_masks.py transfer FAMILY --work DIR   # profiles at a resolution that is not their first
     python benchmarks/static_masks.py report --work DIR            # tables, paired bootstraps, JSON lines
 
 Each part is a `vidaccel eval` in a folder of DIR and goes on where it was stopped. The prompts of
@@ -13,6 +13,7 @@ ST-LPIPS needs ``pip install --no-deps stlpips-pytorch``. `report` appends to be
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import subprocess
@@ -42,10 +43,14 @@ from masks import (
 
 from vidaccel.eval.record import append_line
 from vidaccel.eval.table import RECORDS
+from vidaccel.profile import Profile
 
 CALIBRATION = HERE / "prompts" / "calibration.txt"
 RESULTS = HERE / "results" / "static_masks.jsonl"
 SMALL = {"height": 96, "width": 144}
+BOTH, MADE_THERE, ONE = "both sizes", "made there", "one size"
+PROFILES = {"profile=miniature:": BOTH, "-small.json": MADE_THERE, "-one.json": ONE}
+"""Rows of the transfer part, by what the profiles' names have in common."""
 
 
 def settings(methods: Iterable[str], **more: Any) -> dict[str, Any]:
@@ -83,22 +88,26 @@ def best_others(folder: Path) -> dict[float, str]:
 
 
 def transfer(family: str, work: Path) -> None:
-    """At the smaller trained size, 4 prompts, latents: a profile made there, and that of the larger one."""
+    """At the smaller trained size, 4 prompts, latents: a profile made there, the miniature's own, which was made at the
+    larger one and measured at both, and that one without what was measured at the smaller."""
     own = work / f"{family}-small.json"
     if not own.exists():
         command = ["profile", "--model", f"miniature:{family}", "--prompts", str(CALIBRATION), "--out", str(own),
                    "--target-density", "0.3", "--cost", "density"]  # fmt: skip
         size = [f"--{name}={value}" for name, value in SMALL.items()]
         subprocess.run([sys.executable, "-m", "vidaccel.cli", *command, *size], check=True)
-    methods = [{"name": "head_profile", "profile": name} for name in (str(own), f"miniature:{family}")]
+    shipped, one = f"miniature:{family}", work / f"{family}-one.json"
+    dataclasses.replace(Profile.read(shipped), heads_at=()).save(one)
+    methods = [{"name": "head_profile", "profile": name} for name in (str(own), shipped, str(one))]
     values = {**settings([]), "method": methods, "baselines": False, "quick": True, **SMALL}
     evaluate(work / "transfer" / family, family, values)
 
 
 def row_of(record: dict[str, Any]) -> Key:
-    """The row of a record; a profile of another size is labelled as such."""
+    """The row of a record; a profile that is named is labelled by where it was measured."""
     label, density = key_of(record)
-    return "made there" if "-small.json" in record["label"] and not record["baseline"] else label, density
+    named = [words for part, words in PROFILES.items() if part in record["label"] and not record["baseline"]]
+    return (named or [label])[0], density
 
 
 def compared(found: Rows, first: str = "head_profile") -> Iterator[dict[str, Any]]:
@@ -117,12 +126,13 @@ def report(work: Path) -> None:
         found, where = rows(folder, row_of), origin(folder)
         shared = {"benchmark": "static_masks", "part": part, "family": family}
         record_rows(RESULTS, shared, found, where)
-        pairs = list(compared(found))
+        pairs = list(compared(found, BOTH if part == "transfer" else "head_profile"))
         for pair in pairs:
             append_line(RESULTS, shared | pair | where)
         print(f"\n### {part}, {family}\n\n{table(found)}\n")
         for pair in pairs:
-            print(f"- density {pair['density']}, {pair['metric']}: head_profile minus {pair['against']} {spread(pair)}")
+            sides = f"{pair['first']} minus {pair['against']}"
+            print(f"- density {pair['density']}, {pair['metric']}: {sides} {spread(pair)}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 import vidaccel
@@ -15,7 +16,11 @@ from tests.tiny import tiny_wan
 from vidaccel import architecture, strict
 from vidaccel import profile as profiles
 from vidaccel.compensation import compensation
+from vidaccel.heads import HeadOption, HeadsAt, HeadTable, layout_of
+from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, ModelFacts
+from vidaccel.patterns.decay import Decay
+from vidaccel.patterns.simple import Dense
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 
@@ -179,6 +184,35 @@ def with_model(**changes) -> str:
     return broken(model=made)
 
 
+SMALL = TokenLayout(2, 3, 4, text_before=5)
+
+
+def two() -> Profile:
+    """A profile of two sizes."""
+    return dataclasses.replace(full(), calibration={"grid": "5x4x6"}, heads_at=(HeadsAt(SMALL, full().heads),))
+
+
+def at_sizes(change=None, **changes) -> str:
+    """Its JSON with some entries of the second size, or of the file, replaced."""
+    values = two().to_dict()
+    values["heads_at"][0] |= change or {}
+    return json.dumps(values | changes)
+
+
+def with_bands() -> dict:
+    """Heads of another number of bands."""
+    heads = full().heads.to_dict()
+    bands = [0.5, 1.0] if len(heads["bands"]) == 1 else [1.0]
+    experts = {name: [each[0]] * len(bands) for name, each in heads["experts"].items()}
+    return heads | {"bands": bands, "experts": experts}
+
+
+def other_heads() -> dict:
+    """Heads of another expert."""
+    heads = full().heads.to_dict()
+    return heads | {"experts": {"other": heads["experts"]["transformer"]}}
+
+
 START = '{"format": 1, "method": "radial"'
 HOSTILE = [
     ("{", "not JSON"),
@@ -230,7 +264,34 @@ HOSTILE = [
     (with_model(config=[]), "fingerprint is not that of its config"),
     (with_model(**{"class": ["x"]}), r"class is \['x'\]"),
     (with_model(path="x"), "'path', which does not belong there"),
-]
+    (START + ', "heads_at": []}', "heads_at are beside heads, and there are none"),
+    (at_sizes(heads_at=None), "heads_at=None does not belong"),
+    (at_sizes(heads_at={}), "heads_at={} does not belong"),
+    (at_sizes(heads_at=[]), "heads_at has 0 entries, not 1 to 8"),
+    (at_sizes(heads_at=two().to_dict()["heads_at"] * 9), "heads_at has 9 entries, not 1 to 8"),
+    (at_sizes(heads_at=two().to_dict()["heads_at"] * 2), r"heads_at\[1\] is on 2x3x4 after 5 text, as others of"),
+    (at_sizes(heads_at=["x"]), r"heads_at\[0\] is 'x', not an object"),
+    (at_sizes(heads_at=[{"grid": "2x3x4"}]), r"heads_at\[0\] has no 'heads'"),
+    (at_sizes({"path": "x"}), r"heads_at\[0\] has 'path', which does not belong there"),
+    (at_sizes({"grid": "5x4x6"}), r"heads_at\[0\] is on 5x4x6, as others of this profile are"),
+    (at_sizes({"grid": 5}), r"heads_at\[0\]: grid is 5, not a token grid"),
+    (at_sizes({"grid": "2x3"}), "grid is '2x3', not a token grid"),
+    (at_sizes({"grid": "0x3x4"}), "grid is '0x3x4', not a token grid"),
+    (at_sizes({"grid": "02x3x4"}), "grid is '02x3x4', not a token grid"),
+    (at_sizes({"grid": "2x3x4 after 0 text"}), "not a token grid"),
+    (at_sizes({"grid": "2x3x4\n"}), "not a token grid"),
+    (at_sizes({"grid": "\u0662x3x4"}), "not a token grid"),
+    (at_sizes({"grid": "2x3x4 + 1" + "0" * 5000 + " text"}), "not a token grid"),
+    (at_sizes({"heads": {}}), r"heads_at\[0\]: heads has no 'block'"),
+    (at_sizes({"heads": full().heads.to_dict() | {"block": 17}}), r"heads_at\[0\]: block 17 is not a power of two"),
+    (at_sizes({"heads": with_bands()}), "heads or bands on 2x3x4 after 5 text are not as in the profile's heads"),
+    (at_sizes({"heads": other_heads()}), "are not as in the profile's heads"),
+    (at_sizes({"heads": full().heads.to_dict() | {"patterns": [{"name": {"text": 99}}]}}), "the place of a text is 99"),
+    (at_sizes(calibration=None), "calibration: grid is None, not a token grid"),
+    (at_sizes(calibration={}), "calibration: grid is None, not a token grid"),
+    (at_sizes(calibration={"grid": ["5x4x6"]}), "calibration: grid is .*, not a token grid"),
+    (at_sizes(method="radial"), "heads are for method"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("content, complaint", HOSTILE, ids=[complaint for _, complaint in HOSTILE])
@@ -256,3 +317,33 @@ def test_files_that_are_none(tmp_path, monkeypatch):
     (tmp_path / "large.json").write_text(START + "}" + " " * (1 << 20))
     with pytest.raises(ValueError, match="larger than the 1 MiB"):
         Profile.load(tmp_path / "large.json")
+
+
+def test_two_sizes_round_trip_with_texts_that_both_have_once(tmp_path):
+    """The second size's places count the first one's texts first; a text of its own follows."""
+    shared, own = (Decay.of([torch.rand(4, 4, generator=torch.Generator().manual_seed(seed)).double()] * 3, "FHW", 0.3)
+                   for seed in (0, 1))  # fmt: skip
+
+    def table(*patterns):
+        last = len(patterns) - 1
+        shares = [0.25 * at + 0.1 for at in range(last)] + [1.0]
+        head = tuple(HeadOption(at, 1e-3 * (last - at), share, share) for at, share in enumerate(shares))
+        return HeadTable(16, patterns, (1.0,), {"transformer": (((head,),),)})
+
+    made = Profile("head_profile", {"density": 0.9}, heads=table(shared, Dense()), calibration={"grid": "5x4x6"},
+                   heads_at=(HeadsAt(SMALL, table(own, shared, Dense())),))  # fmt: skip
+    made.save(tmp_path / "p.json")
+    values = json.loads((tmp_path / "p.json").read_text())
+    assert values["heads"]["texts"] == [shared.weights]
+    assert values["heads_at"][0]["grid"] == "2x3x4 after 5 text"
+    other = values["heads_at"][0]["heads"]
+    assert other["texts"] == [own.weights]
+    assert [each.get("weights") for each in other["patterns"]] == [{"text": 1}, {"text": 0}, None]
+    assert Profile.load(tmp_path / "p.json") == made == made.rounded()
+    assert "heads_at" not in dataclasses.replace(made, heads_at=()).to_dict()
+
+
+@pytest.mark.parametrize("layout", [TokenLayout(21, 45, 80), TokenLayout(3, 4, 5, 226), TokenLayout(3, 4, 5, 0, 256),
+                                    TokenLayout(1, 1, 1, 2, 3)], ids=str)  # fmt: skip
+def test_a_grid_is_read_from_its_text(layout):
+    assert layout_of(str(layout), "it") == layout

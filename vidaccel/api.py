@@ -87,8 +87,9 @@ def enable(
     compensation = profile.compensation if compensation is None and profile else compensation
     device = getattr(target, "_execution_device", None) or transformer.device
     kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
-    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite,
-                      compensations.compensation(compensation))  # fmt: skip
+    made_up = compensations.compensation(compensation)
+    chosen = chosen.compensated(made_up.name if made_up else None)
+    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite, made_up)
     session = Session(target, modules, setting)
     _replace(modules, session)
     return session

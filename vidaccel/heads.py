@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from typing import Any
 
 from vidaccel import stored, strict
 from vidaccel.architecture import MAX_EXPERTS, MAX_HEADS, MAX_LAYERS
+from vidaccel.layout import TokenLayout
 from vidaccel.patterns import Pattern
 from vidaccel.patterns.simple import Dense
 from vidaccel.planning import knapsack
@@ -25,6 +27,10 @@ MAX_BANDS, MAX_OPTIONS = 16, 64
 MAX_ROWS = 1 << 20
 MAX_ERROR, MAX_COST = 1e6, 1e3
 """Of one option: far beyond what is measured, and no sum of them overflows."""
+MAX_SIZES = 8
+"""Further sizes of a profile."""
+GRID = re.compile(r"([^ ]+)(?: after (\d{1,9}) text)?(?: \+ (\d{1,9}) text)?", re.ASCII)
+"""A layout as text."""
 Head = tuple["HeadOption", ...]
 Layer = tuple[Head, ...]
 Row = tuple[int, float, float]
@@ -72,8 +78,11 @@ class HeadTable:
     experts: dict[str, tuple[tuple[tuple[tuple[HeadOption, ...], ...], ...], ...]]
 
     @classmethod
-    def of(cls, values: Any, origin: str) -> HeadTable:
+    def of(cls, values: Any, origin: str, texts: Sequence[str] = ()) -> HeadTable:
         """A table from what `to_dict` gives, or from a stranger's JSON; `origin` names it in errors.
+
+        Args:
+            texts: of another table, which this one's places count first.
 
         Raises:
             ValueError: anything that is not a table, or one too large.
@@ -82,7 +91,7 @@ class HeadTable:
         heads = strict.names(f"{origin}: heads", values, known, known)
         block = check_block(heads["block"], f"{origin}: ")
         bands = _bands(f"{origin}: bands", heads["bands"])
-        given = stored.from_json(origin, heads["patterns"], heads["texts"])
+        given = stored.from_json(origin, heads["patterns"], heads["texts"], texts)
         rows = _rows(f"{origin}: options", heads["options"], len(given))
         experts = heads["experts"]
         if not isinstance(experts, dict) or not 1 <= len(experts) <= MAX_EXPERTS:
@@ -92,8 +101,8 @@ class HeadTable:
                 for name, each in experts.items()}  # fmt: skip
         return cls(block, given, bands, read)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with measured numbers to 4 significant digits; what `of` reads.
+    def to_dict(self, texts: Sequence[str] = ()) -> dict[str, Any]:
+        """JSON-ready, with measured numbers to 4 significant digits; what `of` reads, given the same `texts`.
 
         ``options`` holds each pattern's index, density and cost once; a head is a list of ``[option, error]``.
         """
@@ -111,9 +120,9 @@ class HeadTable:
             name: [[[[short(option) for option in head] for head in layer] for layer in band] for band in bands]
             for name, bands in self.experts.items()
         }
-        patterns, texts = stored.to_json(self.patterns)
+        patterns, own = stored.to_json(self.patterns, texts)
         return {
-            "block": self.block, "bands": list(self.bands), "patterns": patterns, "texts": texts,
+            "block": self.block, "bands": list(self.bands), "patterns": patterns, "texts": own,
             "options": [list(row) for row in rows], "experts": experts,
         }  # fmt: skip
 
@@ -200,6 +209,65 @@ class HeadTable:
         for name, bands in self.experts.items():
             for share, band, given in zip(self.shares(), bands, experts[name], strict=True):
                 yield from ((share, layer) for own, layer in zip(band, given, strict=True) if has_choice(own))
+
+
+@dataclass(frozen=True)
+class HeadsAt:
+    """The heads of a profile as they were measured on another token grid.
+
+    Args:
+        layout: the grid.
+        heads: of the same experts, bands, layers and heads as the profile's first table.
+    """
+
+    layout: TokenLayout
+    heads: HeadTable
+
+    @classmethod
+    def read(cls, values: Any, first: HeadTable, texts: Sequence[str], origin: str) -> HeadsAt:
+        """From what `to_dict` gives, or from a stranger's JSON; `origin` names it in errors.
+
+        Args:
+            first: the profile's first table.
+            texts: of that table, as its JSON has them.
+
+        Raises:
+            ValueError: no grid, no table, or one of other heads or bands than `first`.
+        """
+        given = strict.names(origin, values, ("grid", "heads"), ("grid", "heads"))
+        layout = layout_of(given["grid"], f"{origin}: grid")
+        heads = HeadTable.of(given["heads"], origin, texts)
+        if (heads.shapes(), heads.bands) != (first.shapes(), first.bands):
+            raise ValueError(f"{origin}: experts, layers, heads or bands on {layout} are not as in the profile's heads")
+        return cls(layout, heads)
+
+    def to_dict(self, texts: Sequence[str]) -> dict[str, Any]:
+        """JSON-ready; what `read` reads, given the same `texts`."""
+        return {"grid": str(self.layout), "heads": self.heads.to_dict(texts)}
+
+
+def heads_digest(first: HeadTable, others: Sequence[HeadsAt]) -> str:
+    """SHA-256 of the heads at all sizes, in hexadecimal; of a profile of one size it is its table's."""
+    if not others:
+        return first.digest()
+    every = [first.digest(), *([str(each.layout), each.heads.digest()] for each in others)]
+    return hashlib.sha256(json.dumps(every).encode()).hexdigest()
+
+
+def layout_of(text: Any, where: str) -> TokenLayout:
+    """A layout from its text, such as ``"21x45x80 after 226 text"``.
+
+    Raises:
+        ValueError: no layout has it.
+    """
+    match = GRID.fullmatch(text) if isinstance(text, str) else None
+    try:
+        found = match and TokenLayout.parse(match[1], *(int(count or 0) for count in match.groups()[1:]))
+    except ValueError:
+        found = None
+    if found is None or str(found) != text:
+        raise ValueError(f"{where} is {strict.shown(text)}, not a token grid such as '21x45x80 + 256 text'")
+    return found
 
 
 def has_choice(layer: Layer) -> bool:

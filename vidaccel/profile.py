@@ -15,7 +15,8 @@ from typing import Any
 from vidaccel import architecture, miniature, strict
 from vidaccel.architecture import Facts
 from vidaccel.files import write_text
-from vidaccel.heads import HeadTable
+from vidaccel.heads import MAX_SIZES, HeadsAt, HeadTable, layout_of
+from vidaccel.layout import TokenLayout
 
 FORMAT = 1
 FILE = "vidaccel.json"
@@ -46,6 +47,8 @@ class Profile:
         heads: what was measured of every head, for the method "head_profile".
         compensation: of what is skipped, as in `vidaccel.enable`: a name, or a mapping of ``name`` and options; None
             for none.
+        heads_at: the same heads as they were measured on other token grids; `calibration` then names the grid of
+            `heads` as ``grid``.
         reference: what `read` finds it by again; empty for one in memory. No part of the file.
     """
 
@@ -60,6 +63,7 @@ class Profile:
     calibration: dict[str, Any] | None = None
     heads: HeadTable | None = None
     compensation: str | dict[str, Any] | None = None
+    heads_at: tuple[HeadsAt, ...] = ()
     reference: str = field(default="", compare=False)
 
     @classmethod
@@ -152,9 +156,24 @@ class Profile:
     def to_dict(self) -> dict[str, Any]:
         """What is in its file, JSON-ready."""
         plain = {name: getattr(self, name) for name in TYPES}
-        plain |= {"models": list(self.models), "heads": self.heads and self.heads.to_dict()}
-        absent = [name for name in ("model", "calibration", "heads", "compensation") if plain[name] is None]
+        heads = self.heads and self.heads.to_dict()
+        # Patterns at other sizes mostly have the same weights: their texts stand once.
+        others = [each.to_dict(heads["texts"] if heads else ()) for each in self.heads_at]
+        plain |= {"models": list(self.models), "heads": heads, "heads_at": others or None}
+        absent = [name for name in ("model", "calibration", "heads", "heads_at", "compensation") if plain[name] is None]
         return {"format": FORMAT} | {name: item for name, item in plain.items() if name not in absent}
+
+    def rounded(self) -> Profile:
+        """With its heads as its file has or would have them, their numbers rounded.
+
+        Raises:
+            ValueError: heads that no file may have.
+        """
+        if self.heads is None and not self.heads_at:
+            return self
+        values, origin = self.to_dict(), self.reference or "the profile"
+        heads = HeadTable.of(values.get("heads"), origin)
+        return dataclasses.replace(self, heads=heads, heads_at=_heads_at(values, heads, origin))
 
     def check(self, models: Mapping[str, Facts]) -> None:
         """Refuse denoisers that it was not made for; one made for any model refuses none.
@@ -179,7 +198,7 @@ class Profile:
 TYPES: dict[str, Any] = {
     "method": str, "options": dict, "schedule": dict, "min_tokens": (int, type(None)), "models": list, "source": str,
     "precision": (str, type(None)), "compensation": (str, dict, type(None)), "model": (dict, type(None)),
-    "calibration": (dict, type(None)), "heads": (dict, type(None)),
+    "calibration": (dict, type(None)), "heads": (dict, type(None)), "heads_at": list,
 }  # fmt: skip
 """What a file may have, apart from its format."""
 
@@ -221,8 +240,29 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
         architecture.checked(f"{origin}: model", values["model"])
     if values.get("heads") is not None:
         read["heads"] = HeadTable.of(values["heads"], origin)
+        read["heads_at"] = _heads_at(values, read["heads"], origin)
         _check_together(read, origin)
+    elif "heads_at" in values:
+        raise ValueError(f"{origin}: heads_at are beside heads, and there are none")
     return read
+
+
+def _heads_at(values: dict[str, Any], heads: HeadTable, origin: str) -> tuple[HeadsAt, ...]:
+    """The heads on other grids than that of the calibration, of a file whose `heads` are read.
+
+    Raises:
+        ValueError: too many, one that is not of these heads, a grid that is not known or comes twice.
+    """
+    if "heads_at" not in values:
+        return ()
+    seen: list[TokenLayout] = [layout_of((values.get("calibration") or {}).get("grid"), f"{origin}: calibration: grid")]
+    found = []
+    for index, each in enumerate(strict.listed(f"{origin}: heads_at", values["heads_at"], MAX_SIZES)):
+        found.append(HeadsAt.read(each, heads, values["heads"]["texts"], f"{origin}: heads_at[{index}]"))
+        if found[-1].layout in seen:
+            raise ValueError(f"{origin}: heads_at[{index}] is on {found[-1].layout}, as others of this profile are")
+        seen.append(found[-1].layout)
+    return tuple(found)
 
 
 def _check_compensation(where: str, value: str | dict[str, Any]) -> None:

@@ -17,9 +17,9 @@ TRIAL = TokenLayout(3, 4, 5)
 TEXT = "text"
 
 
-def to_json(patterns: Sequence[Pattern]) -> tuple[list[Any], list[str]]:
-    """The patterns, each long text as its place in the second list: ``{"text": place}``."""
-    places: dict[str, int] = {}
+def to_json(patterns: Sequence[Pattern], known: Sequence[str] = ()) -> tuple[list[Any], list[str]]:
+    """The patterns, each long text as its place in `known` and the second list after it: ``{"text": place}``."""
+    places = {text: place for place, text in enumerate(known)}
 
     def short(value: Any) -> Any:
         if isinstance(value, dict):
@@ -29,16 +29,16 @@ def to_json(patterns: Sequence[Pattern]) -> tuple[list[Any], list[str]]:
         long = isinstance(value, str) and len(value) >= LONG
         return {TEXT: places.setdefault(value, len(places))} if long else value
 
-    return [short(each.to_dict()) for each in patterns], list(places)
+    return [short(each.to_dict()) for each in patterns], list(places)[len(known) :]
 
 
-def from_json(where: str, patterns: Any, texts: Any) -> tuple[Pattern, ...]:
-    """The patterns of `to_json`, or of a stranger's JSON; `where` names it in errors.
+def from_json(where: str, patterns: Any, texts: Any, known: Sequence[str] = ()) -> tuple[Pattern, ...]:
+    """The patterns of `to_json`, or of a stranger's JSON; `where` names it in errors, `known` are read already.
 
     Raises:
         ValueError: anything that is no pattern, or too much.
     """
-    found = _texts(f"{where}: texts", texts)
+    found = [*known, *_texts(f"{where}: texts", texts)]
     here = f"{where}: patterns"
     made = []
     for index, each in enumerate(strict.listed(here, patterns, MAX_PATTERNS)):

@@ -1,7 +1,8 @@
 """The profile in a miniature's folder: ``python miniatures/training/calibrate.py --model wan --work DIR``.
 
 Calibrates every head on the prompts of benchmarks/prompts/calibration.txt, which show nothing that is held out, for
-video densities as such: a CPU's times say little about a GPU's. Goes on in DIR after a kill.
+video densities as such: a CPU's times say little about a GPU's; at both sizes that the miniatures are trained at.
+Goes on in DIR after a kill.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vidaccel.profile import FILE
 
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "prompts" / "calibration.txt"
 DENSITY = 0.3
+SMALLER = {"height": 96, "width": 144}
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     with progress_bar("loading") as advance:
         profile = vidaccel.calibrate(
             pipe, PROMPTS.read_text(encoding="utf-8").splitlines(), target_density=DENSITY, cost="density",
-            work=options.work, progress=advance, generation_kwargs=call,
+            work=options.work, progress=advance, generation_kwargs=call, also=[SMALLER],
         )  # fmt: skip
     # A miniature is there to be measured sparse, whether that pays at its size or not.
     profile = dataclasses.replace(profile, min_tokens=0, source="miniatures/training/calibrate.py")

@@ -8,6 +8,7 @@ import pytest
 from vidaccel.eval.settings import Settings
 from vidaccel.eval.table import RECORDS
 from vidaccel.methods import METHODS
+from vidaccel.profile import Profile
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
 pytestmark = pytest.mark.skipif(not BENCHMARKS.exists(), reason="benchmarks are not part of the source distribution")
@@ -191,13 +192,32 @@ def test_report_records_rows_and_comparisons(dynamic, tmp_path, monkeypatch, cap
     assert "- key: semantic+centroid at 0.1 minus oracle at 0.2, latent_snr: -2.000 (-2.000 to -2.000), lower" in shown
 
 
-def test_static_masks_label_a_profile_of_another_size(static, tmp_path):
+def test_static_masks_label_profiles_by_where_they_were_measured(static, tmp_path):
     records = [*twice("head_profile(profile=x/wan-small.json)", 0.3, 9), *twice("head_profile(profile=y)", 0.3, 4),
-               *twice("svg(block=16)", 0.3, 1)]  # fmt: skip
+               *twice("head_profile(profile=miniature:wan)", 0.3, 8), *twice("svg(block=16)", 0.3, 1),
+               *twice("head_profile(profile=x/wan-one.json)", 0.3, 6)]  # fmt: skip
     found = static.rows(written(tmp_path / "e", records), static.row_of)
-    assert list(found) == [("made there", 0.3), ("head_profile", 0.3), ("svg", 0.3)]
+    assert list(found) == [("made there", 0.3), ("head_profile", 0.3), ("both sizes", 0.3), ("svg", 0.3),
+                           ("one size", 0.3)]  # fmt: skip
     pairs = {each["against"]: (each["first"], each["mean"]) for each in static.compared(found)}
-    assert pairs == {"made there": ("head_profile", -5), "svg": ("head_profile", 3)}
+    assert pairs["made there"] == ("head_profile", -5) and pairs["svg"] == ("head_profile", 3)
+    pairs = {each["against"]: each["mean"] for each in static.compared(found, static.BOTH)}
+    assert pairs["made there"] == -1 and pairs["one size"] == 2
+
+
+def test_transfer_compares_the_shipped_profile_with_and_without_its_other_size(static, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(static, "evaluate", lambda out, family, values: found.append((out, values)))
+    (tmp_path / "wan-small.json").write_text("made before")
+    static.transfer("wan", tmp_path)
+    ((out, values),) = found
+    assert out == tmp_path / "transfer" / "wan" and (values["height"], values["width"]) == (96, 144)
+    names = [each["profile"] for each in values["method"]]
+    assert names == [str(tmp_path / "wan-small.json"), "miniature:wan", str(tmp_path / "wan-one.json")]
+    both, one = Profile.read("miniature:wan"), Profile.load(names[2])
+    assert [str(each.layout) for each in both.heads_at] == ["13x6x9"] and not one.heads_at and one.heads == both.heads
+    assert {static.row_of(record(f"head_profile(profile={name})", 0.3, 1.0))[0] for name in names} == {
+        "made there", "both sizes", "one size"}  # fmt: skip
 
 
 def test_static_masks_ask_for_every_static_method(static, tmp_path, monkeypatch):

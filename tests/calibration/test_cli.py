@@ -73,6 +73,20 @@ def test_json_and_a_work_folder_that_stays(model: Path, prompts: Path, tmp_path:
     assert again["goal"] == {"max_error": 0.9} and again["generating_seconds"] == first["generating_seconds"]
 
 
+def test_a_further_size(model: Path, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "profile.json"
+    words = ["--model", model, "--prompts", prompts, "--out", out, *SIZE, *QUICK, "--target-density", 0.8,
+             "--also", "48x64", "--also", "64x96x9", "--library", "svg", "--work", tmp_path / "work"]  # fmt: skip
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[2].startswith("predicted on 5x3x4: density 0.") and lines[3].startswith("predicted on 3x4x6: density")
+    assert "measuring prompt 2 at height=64, num_frames=9, width=96" in result.stderr
+    assert [str(each.layout) for each in Profile.load(out).heads_at] == ["5x3x4", "3x4x6"]
+    told = json.loads(run(*words, "--json").stdout)["further"]
+    assert [each["grid"] for each in told] == ["5x3x4", "3x4x6"] and told[0]["predicted"]["density"] <= 0.8
+
+
 def test_interrupted(model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "profile.json"
     words = ["--model", model, "--prompts", prompts, "--target-density", 0.6, "--out", out, *SIZE, *QUICK]
@@ -105,6 +119,9 @@ def test_interrupted(model: Path, prompts: Path, tmp_path: Path, monkeypatch: py
         (["--target-density", "0.5", "--library", "none"], "unknown library 'none'"),
         (["--target-density", "0.5", "--cost", "free"], "cost='free' is not"),
         (["--target-density", "0.5", "--bands", "0"], "bands=0 is not"),
+        (["--target-density", "0.5", "--also", "480"], "--also '480' is not HEIGHTxWIDTH or HEIGHTxWIDTHxFRAMES"),
+        (["--target-density", "0.5", "--also", "0x48"], "height=0 is not a whole number of at least 1"),
+        (["--target-density", "0.5", "--also", "48x64", "--also", "48x64"], "height=48, width=64 is calibrated twice"),
         (["--target-density", "0.5", "--model", "nowhere"], "model 'nowhere' is neither"),
         (["--target-density", "0.5", "--prompts", "gone.txt"], "prompts file 'gone.txt' cannot be read"),
     ],

@@ -14,7 +14,7 @@ import vidaccel
 from tests import tiny
 from vidaccel import Profile, architecture
 from vidaccel.api import facts
-from vidaccel.heads import HeadOption, HeadTable
+from vidaccel.heads import HeadOption, HeadsAt, HeadTable
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, ModelFacts, method
 from vidaccel.methods.head_profile import HeadProfile, first_step
@@ -132,8 +132,8 @@ def test_another_grid_is_used_and_its_density_told(saved):
     assert f"{here:.4f} on 9x12x20" in plan.notes[0] and f"{there:.4f}" in plan.notes[0]
 
 
-def test_cells_of_another_grid_are_told():
-    """Places in an order are others on another grid; distances are not."""
+def test_another_grid_is_told_and_cells_most_of_all():
+    """Places in an order are others on another grid; distances are not, but what was measured is."""
     elsewhere = TokenLayout(5, 3, 5)
     chosen = {"cells": Cells.scaled(0.3), "decay": Decay.scaled(0.3)}
     for name, each in chosen.items():
@@ -143,7 +143,10 @@ def test_cells_of_another_grid_are_told():
                               max_error=0.0)  # fmt: skip
         notes = [made.plan(None, None, None, at(0, 0, layout=layout), {}).notes for layout in (LAYOUT, elsewhere)]
         assert not notes[0]
-        assert any("calibrated on 5x4x6; on 5x3x5" in note for note in notes[1]) == (name == "cells")
+        less = "masks of heads' own keep far less" if name == "cells" else "other choices may be better"
+        assert f"head_profile: calibrated on 5x4x6; on 5x3x5 {less}: calibrate at this size" in notes[1]
+        padded = TokenLayout(5, 4, 6, text_after=3)
+        assert not any("calibrated" in each for each in made.plan(None, None, None, at(0, 0, layout=padded), {}).notes)
 
 
 def test_another_block_is_used(saved):
@@ -158,8 +161,8 @@ def test_every_field_is_filled_in_and_makes_the_same_again(saved):
                       "block": BLOCK}  # fmt: skip
     again = METHODS["head_profile"](**json.loads(json.dumps(values)))
     assert again == made and hash(again) == hash(made)
-    assert again.chosen.picks == made.chosen.picks
-    assert dataclasses.replace(made, max_error=None, density=1.0).chosen.picks != made.chosen.picks
+    assert again.chosen(LAYOUT).picks == made.chosen(LAYOUT).picks
+    assert dataclasses.replace(made, max_error=None, density=1.0).chosen(LAYOUT).picks != made.chosen(LAYOUT).picks
     assert method("head_profile", "wan", profile=str(saved)) == made
 
 
@@ -168,7 +171,7 @@ def test_a_budget_replaces_the_profiles(saved):
     assert {dense.patterns(at(layer, step)) for layer in (0, 1) for step in range(4)} == {(Dense(), Dense())}
     assert (dense.density, dense.max_error) == (None, 0.0)
     half = HeadProfile(str(saved), density=0.8)
-    assert half.chosen.table.predicted(half.chosen.picks)["cost"] <= 0.8
+    assert half.chosen(LAYOUT).table.predicted(half.chosen(LAYOUT).picks)["cost"] <= 0.8
     assert (half.density, half.max_error) == (0.8, None)
 
 
@@ -225,9 +228,9 @@ def test_unrounded_heads_choose_as_their_file_would(tmp_path):
     exact = tuple(tuple(tuple(tuple(dataclasses.replace(each, error=each.error and 1.23456e-9) for each in head)
                               for head in layer) for layer in band) for band in EXPERT)  # fmt: skip
     made = HeadProfile.of(profile(exact))
-    assert made.chosen.table.experts["transformer"][0][0][0][0].error == 1.235e-9
+    assert made.chosen(LAYOUT).table.experts["transformer"][0][0][0][0].error == 1.235e-9
     profile(exact).save(tmp_path / "p.json")
-    assert HeadProfile(str(tmp_path / "p.json")).chosen.table == made.chosen.table
+    assert HeadProfile(str(tmp_path / "p.json")).chosen(LAYOUT).table == made.chosen(LAYOUT).table
 
 
 FACTS = ModelFacts("WanTransformer3DModel", {"num_layers": 2}, 2, 2, 64)
@@ -345,3 +348,126 @@ def test_a_compiled_model_has_a_graph_for_each_kind_of_plan_not_for_each_plan():
     np.testing.assert_array_equal(again, compiled)
     # Dense, and no order, one for all heads or one a head; some twice, as sizes first seen are taken for fixed.
     assert counter.frame_count == first <= 7
+
+
+SMALL, TINY = TokenLayout(5, 3, 4), TokenLayout(2, 2, 3)
+
+
+def sized(*more: HeadsAt, **changes) -> Profile:
+    """Measured on `LAYOUT`, and on `SMALL` with the bands' choices swapped."""
+    small = HeadsAt(SMALL, HeadTable(BLOCK, PATTERNS, BANDS, {"transformer": EXPERT[::-1]}))
+    return profile(calibration={"grid": str(LAYOUT)}, heads_at=(small, *more), **changes)
+
+
+def first_heads(made: HeadProfile, layout: TokenLayout) -> tuple:
+    return made.patterns(at(0, 0, layout=layout))
+
+
+@pytest.mark.parametrize(
+    "layout, small, told",
+    [
+        (LAYOUT, False, False),
+        (SMALL, True, False),
+        (TokenLayout(5, 3, 4, text_after=9), True, False),
+        (TokenLayout(9, 12, 20), False, True),
+        (TINY, True, True),
+        # 84 and 86 video tokens: the geometric mean of 60 and 120 lies between them, their mean does not.
+        (TokenLayout(1, 7, 12), True, True),
+        (TokenLayout(1, 2, 43), False, True),
+    ],
+)
+def test_a_run_has_the_heads_of_its_grid_or_of_the_nearest(tmp_path, layout, small, told):
+    made = HeadProfile(str(sized().save_pretrained(tmp_path)))
+    assert first_heads(made, layout) == ((WIDE, Skip()) if small else (THIN, WIDE))
+    plan = made.plan(None, None, None, at(0, 0, layout=layout), {})
+    assert same(plan, plan_of(first_heads(made, layout), layout, BLOCK))
+    note = f"calibrated on 5x4x6 and 5x3x4; on {layout} other choices may be better: calibrate at this size"
+    assert any(note in each for each in plan.notes) == told
+    for layer in (0, 1):
+        for step in range(4):
+            site = at(layer, step, layout=layout)
+            assert made.patterns(made.static_site(site)) == made.patterns(site)
+            assert made.static_site(site).layout == layout
+
+
+def test_of_equally_near_grids_the_first_is_taken():
+    twice = HeadsAt(TokenLayout(5, 4, 12), sized().heads_at[0].heads)
+    between = TokenLayout(5, 12, 4)
+    first = dataclasses.replace(sized(), heads_at=(HeadsAt(TokenLayout(10, 4, 6), profile().heads), twice))
+    assert first_heads(HeadProfile.of(first), between) == (THIN, WIDE)
+    assert first_heads(HeadProfile.of(dataclasses.replace(first, heads_at=first.heads_at[::-1])), between) == (
+        WIDE, Skip())  # fmt: skip
+
+
+def test_the_digest_is_of_all_sizes_and_of_one_as_before():
+    alone, both = profile(), sized()
+    assert HeadProfile.of(alone).digest == alone.heads.digest()
+    moved = dataclasses.replace(both, heads_at=(HeadsAt(TINY, both.heads_at[0].heads),))
+    other = dataclasses.replace(both, heads_at=(HeadsAt(SMALL, both.heads),))
+    digests = {HeadProfile.of(each).digest for each in (alone, both, moved, other)}
+    assert len(digests) == 4 and all(len(each) == 64 for each in digests)
+
+
+def test_a_record_of_a_profile_of_two_sizes_makes_the_same_again(tmp_path):
+    path = sized().save_pretrained(tmp_path)
+    made = HeadProfile(str(path))
+    assert made.block == BLOCK
+    assert HeadProfile(**dataclasses.asdict(made)) == made == HeadProfile.of(Profile.load(path))
+    profile(calibration={"grid": str(LAYOUT)}).save(path)
+    with pytest.raises(ValueError, match="has changed: its heads have the digest"):
+        HeadProfile(**dataclasses.asdict(made))
+
+
+def test_sizes_of_other_tiles_keep_their_own():
+    table = HeadTable(32, PATTERNS, BANDS, {"transformer": EXPERT})
+    made = HeadProfile.of(dataclasses.replace(sized(), heads_at=(HeadsAt(SMALL, table),)))
+    assert made.block is None
+    for layout, block in ((LAYOUT, 16), (SMALL, 32)):
+        assert same(made.plan(None, None, None, at(0, 0, layout=layout), {}), plan_of((THIN, WIDE), layout, block))
+    given = HeadProfile.of(sized(), block=32)
+    assert given.block == 32
+    assert same(given.plan(None, None, None, at(0, 0), {}), plan_of((THIN, WIDE), LAYOUT, 32))
+
+
+COSTLY = (((forced(3, 3), forced(3, 3)), (forced(1, 3), forced(3, 3))))
+"""At least (THIN + 1) / 2 of a run, where it has any choice."""
+
+
+def test_a_budget_that_one_size_cannot_meet_is_refused_before_the_first_step_there(pipe):
+    table = HeadTable(BLOCK, PATTERNS, BANDS, {"transformer": COSTLY})
+    uneven = dataclasses.replace(sized(), heads_at=(HeadsAt(SMALL, table),))
+    made = HeadProfile.of(uneven, density=0.5)
+    assert first_heads(made, LAYOUT)
+    complaint = r"the profile on 5x3x4, as measured on 5x3x4: density 0.5 is below 0\.\d+"
+    with pytest.raises(ValueError, match=complaint):
+        made.plan(None, None, None, at(0, 0, layout=SMALL), {})
+    with pytest.raises(ValueError, match="density 0.01 is below 0.3978"):
+        HeadProfile.of(uneven, density=0.01)
+    ran = []
+    hook = pipe.transformer.blocks[0].register_forward_pre_hook(lambda *_: ran.append(True))
+    try:
+        with vidaccel.enable(pipe, made, schedule={"dense_first_steps": 2, "dense_first_layers": 0}, min_tokens=0):
+            assert tiny.generate(pipe, output_type="latent").size and ran
+            ran.clear()
+            with pytest.raises(ValueError, match=complaint):
+                tiny.generate(pipe, output_type="latent", height=48, width=64)
+    finally:
+        hook.remove()
+    assert not ran
+
+
+def test_a_budget_that_the_first_size_alone_cannot_meet_serves_the_other():
+    swapped = profile((COSTLY[0], COSTLY[1]), calibration={"grid": str(LAYOUT)}, heads_at=sized().heads_at)
+    made = HeadProfile.of(swapped, density=0.5)
+    assert first_heads(made, SMALL)
+    with pytest.raises(ValueError, match="on 5x4x6, as measured on 5x4x6: density 0.5 is below"):
+        first_heads(made, LAYOUT)
+
+
+def test_a_profile_in_memory_of_two_sizes_is_checked_as_its_file_would_be():
+    for broken, complaint in (
+        (dataclasses.replace(sized(), calibration=None), "the profile: calibration: grid is None, not a token grid"),
+        (sized(sized().heads_at[0]), r"heads_at\[1\] is on 5x3x4, as others of this profile are"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            HeadProfile.of(broken)

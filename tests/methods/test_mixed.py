@@ -18,7 +18,7 @@ from tests.methods.online import states
 from tests.methods.test_dynamic import Blind
 from tests.planning.no_sync import NoSync
 from vidaccel import Profile
-from vidaccel.heads import HeadOption, HeadTable
+from vidaccel.heads import HeadOption, HeadsAt, HeadTable
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.methods import METHODS, ModelFacts, joined
@@ -283,3 +283,29 @@ def test_models_are_checked_as_of_a_profile() -> None:
     facts = ModelFacts("WanTransformer3DModel", {}, 2, 4, 64)
     with pytest.raises(ValueError, match="the model has 2 of 4"):
         mixed().check_models({"transformer": facts})
+
+
+def test_at_another_size_other_heads_resist() -> None:
+    """Each size has its table: the heads that choose are those that resisted there."""
+    small = TokenLayout(5, 3, 4)
+    table = HeadTable(BLOCK, PATTERNS, (0.5, 1.0), {"transformer": BANDS[::-1]})
+    both = dataclasses.replace(profile(), calibration={"grid": str(GRID)}, heads_at=(HeadsAt(small, table),))
+    made = Mixed.of(both, dynamic="nabla", dynamic_density=0.4)
+    assert isinstance(made, Mixed)
+    for layer, step in ((0, 0), (1, 0), (0, 3), (1, 3)):
+        assert made.resisting(at(layer, step)) == mixed().resisting(at(layer, step))
+        assert made.resisting(at(layer, step, small)) == mixed().resisting(at(layer, 3 - step))
+    assert made.resisting(at(0, 0)) == (1,) and made.resisting(at(0, 0, small)) == (0,)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, small.tokens, 3, 64, generator=generator) for _ in range(3))
+    plan = made.plan(q, k, v, at(0, 0, small), {COMMON: {}})
+    assert plan.mask is not None and plan.mask.patterns == 3
+    assert pairs(plan, 3, small.tokens)[1].sum() == pairs(plan_of([PATTERNS[2]], small, BLOCK), 1, small.tokens).sum()
+
+
+def test_all_sizes_have_one_block() -> None:
+    table = HeadTable(32, PATTERNS, (0.5, 1.0), {"transformer": BANDS})
+    both = dataclasses.replace(profile(), calibration={"grid": str(GRID)},
+                               heads_at=(HeadsAt(TokenLayout(5, 3, 4), table),))  # fmt: skip
+    made = Mixed.of(both, dynamic="nabla", dynamic_density=0.4)
+    assert isinstance(made, Mixed) and made.block == made.chooses.block == BLOCK

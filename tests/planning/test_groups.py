@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.planning.no_sync import NoSync, on_meta
 from vidaccel.mask import BlockMask
 from vidaccel.planning import groups
-from vidaccel.planning.groups import group_mean, left_out
+from vidaccel.planning.groups import group_mean, group_moments, left_out
 from vidaccel.planning.order import order_by
 from vidaccel.planning.pool import block_mean
 
@@ -58,6 +58,32 @@ def test_means_are_those_of_loops(rows: int, lengths: Tensor | None) -> None:
             torch.testing.assert_close(means[batch, group, head], mean)
 
 
+@pytest.mark.parametrize("lengths", [None, LENGTHS])
+@pytest.mark.parametrize("rows", [1, HEADS, BATCH * HEADS])
+def test_moments_are_those_of_loops(rows: int, lengths: Tensor | None) -> None:
+    states, (order, starts) = random_states(), random_groups(rows)
+    if lengths is not None:
+        states[1, order[-1, 31:].long(), -1] = float("nan")
+    means, variances = group_moments(states, starts, order=order, lengths=lengths)
+    assert torch.equal(means, group_mean(states, starts, order=order, lengths=lengths))
+    assert variances.shape == means.shape and variances.dtype == torch.float32
+    for lane in range(BATCH * HEADS):
+        batch, head = divmod(lane, HEADS)
+        length = TOKENS if lengths is None else int(lengths[batch])
+        for group in range(7):
+            first, last = (min(int(each), length) for each in starts[lane % rows, group : group + 2])
+            tokens = order[lane % rows, first:last].long()
+            expected = states[batch, tokens, head].double().var(0, correction=0) if len(tokens) else torch.zeros(8)
+            torch.testing.assert_close(variances[batch, group, head], expected.float())
+
+
+def test_variances_of_groups_far_from_zero() -> None:
+    """A mean of squares less the square of the mean would be all rounding error."""
+    starts = torch.tensor([[3, 20, 40]], dtype=torch.int32)
+    near, far = (group_moments(random_states() / 64 + away, starts)[1] for away in (0, 1000))
+    torch.testing.assert_close(far, near, rtol=0.05, atol=0)
+
+
 def test_equal_groups_are_blocks() -> None:
     states, starts = random_states(), torch.tensor([[0, 16, 32, TOKENS]], dtype=torch.int32)
     for order in (None, random_groups(HEADS)[0]):
@@ -92,7 +118,7 @@ def test_nothing_waits() -> None:
 
     def run(states: Tensor, order: Tensor, starts: Tensor, lengths: Tensor) -> None:
         with NoSync():
-            group_mean(states, starts, order=order, lengths=lengths)
+            group_moments(states, starts, order=order, lengths=lengths)
             left_out(mask, starts, lengths=lengths, heads=HEADS)
 
     on_meta(run, random_states(), order, starts, LENGTHS)

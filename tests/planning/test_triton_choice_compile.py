@@ -55,6 +55,7 @@ def grouping(head_dim: int, dtype: torch.dtype) -> dict[str, Launch]:
     return {
         "assign": triton_kmeans.prepare_assign(points, centroids),
         "means": triton_kmeans.prepare_means(points, order, centroids),
+        "variances": triton_kmeans.prepare_means(points, order, centroids, squared=True),
         "permute": triton_order.prepare(points, order.order, False),
         "unpermute": triton_order.prepare(points, order.order, True),
     }

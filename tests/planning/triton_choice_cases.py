@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.planning import dispatch
+from vidaccel.planning.groups import group_moments
 from vidaccel.planning.kmeans import assign, kmeans, sample, update
 from vidaccel.planning.order import order_by, permute, permute_reference, unpermute, unpermute_reference
 from vidaccel.planning.select import budgeted, top_k, top_p
@@ -127,6 +128,22 @@ def test_kmeans(shape: tuple[int, ...], clusters: int, dtype: torch.dtype) -> No
     torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
     again = kmeans(points, clusters, iterations=2), kmeans(points, clusters, iterations=2)
     assert torch.equal(again[0].centroids, again[1].centroids) and torch.equal(again[0].labels, again[1].labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 70, 3, 24), (1, 50, 1, 120)])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_moments_of_groups(shape: tuple[int, ...], dtype: torch.dtype, lengths: bool) -> None:
+    batch, tokens, heads, _ = shape
+    points = (torch.randn(shape) + 5).to(dtype)
+    # Some are empty.
+    groups = order_by(torch.randint(0, 9, (batch * heads, tokens)), 11)
+    valid = torch.linspace(tokens, 1, batch).int() if lengths else None
+    for order in (groups.order, None):
+        for number in (0, 1):
+            fast, slow = both(lambda order=order, number=number: group_moments(
+                points, groups.starts, order=order, lengths=valid)[number])  # fmt: skip
+            torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
 
 
 def test_kmeans_of_a_view_between_nan() -> None:

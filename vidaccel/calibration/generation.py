@@ -24,51 +24,81 @@ from vidaccel.site import Site
 
 Progress = Callable[[str, int, int], None]
 """Called with what runs, denoising steps done and all of them."""
+Done = tuple[dict[str, Tensor], dict[str, Any]]
+"""Sums and facts of a prompt."""
 OURS = ("prompt", "generator", "output_type", "callback_on_step_end")
 """Arguments of the pipeline's call that a calibration sets itself."""
 
 
 class Generations:
-    """The generations of one calibration.
+    """The generations of a calibration at its first size.
 
     Args:
         kwargs: for the pipeline's call.
-        work: folder that keeps finished prompts, or None.
+        folder: that keeps finished prompts, or None.
         progress: told of every step.
 
     Raises:
-        ValueError: an unsupported pipeline, an argument that it does not take, or a work folder of other settings.
+        ValueError: an unsupported pipeline, or an argument that it does not take.
     """
 
+    work: Work
+
     def __init__(
-        self, pipe: Any, settings: Settings, kwargs: dict[str, Any], work: str | os.PathLike[str] | None,
+        self, pipe: Any, settings: Settings, kwargs: dict[str, Any], folder: str | os.PathLike[str] | None,
         progress: Progress | None,
     ) -> None:  # fmt: skip
-        self.pipe, self.settings, self.kwargs, self.progress = pipe, settings, kwargs, progress
+        self.pipe, self.settings, self.kwargs, self.folder = pipe, settings, kwargs, folder
+        self.progress = progress
+        self.prompts = range(len(settings.prompts))
         self.modules = experts(pipe)
         self.families = {name: family_of(module) for name, module in self.modules.items()}
         parameters = inspect.signature(pipe.__call__).parameters
         _check_kwargs(pipe, kwargs, parameters)
         self.steps = int(kwargs.get("num_inference_steps", parameters["num_inference_steps"].default))
         self.reports_steps = "callback_on_step_end" in parameters
-        described = {**settings.described(), "steps": self.steps}
-        self.work = Work(work, digest(settings, pipe, self.modules, kwargs), described)
         self._factors: dict[tuple[str, int], Tensor | None] = {}
         self._ladder: library.Ladder | None = None
         self._own: Own | None = None
 
     def run(self) -> None:
-        """Generate for every prompt that is not done yet."""
-        for prompt in range(len(self.settings.prompts)):
+        """Generate for every prompt that is not done yet.
+
+        Raises:
+            ValueError: a work folder of other settings; whatever only shows when the model runs.
+        """
+        described = {**self.settings.described(), "steps": self.steps}
+        self.work = Work(self.folder, self.digest(), described)
+        for prompt in self.prompts:
             if self.work.load(prompt) is None:
                 self._measure(prompt)
             self._tell(prompt, self.steps)
+        self.check(self.grid)
+        if self._ladder is not None:
+            self._ladder.forget()
 
-    def done(self, prompt: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def digest(self) -> str:
+        """Of all that the measurements depend on."""
+        return digest(self.settings, self.pipe, self.modules, self.kwargs)
+
+    def done(self, prompt: int) -> Done:
         """A finished prompt's sums and facts."""
         found = self.work.load(prompt)
         assert found is not None
         return found
+
+    @property
+    def measured(self) -> list[Done]:
+        """The finished prompts that measured errors."""
+        return [self.done(prompt) for prompt in self.prompts if prompt >= self.settings.mapping]
+
+    @property
+    def grid(self) -> Grid:
+        """Of finished prompts."""
+        return Grid.from_dict(self.measured[0][1]["grid"])
+
+    def check(self, grid: Grid) -> None:
+        """Refuse a grid on which nothing needs to be measured: none here."""
 
     def ladder(self, grid: Grid) -> library.Ladder:
         """The candidates of all heads on a grid."""
@@ -89,8 +119,7 @@ class Generations:
         return means([self.done(prompt)[0] for prompt in range(mapped)])
 
     def _measure(self, prompt: int) -> None:
-        mapping = self.settings.mapping
-        recorder = Recorder(self, prompt, measures=prompt >= mapping, maps=prompt < mapping or not mapping)
+        recorder = Recorder(self, prompt, measures=prompt >= self.settings.mapping, maps=self._maps(prompt))
         start = time.perf_counter()
         with watched(self.pipe, recorder):
             self._generate(prompt)
@@ -101,6 +130,9 @@ class Generations:
             "projected": all(each is not None for each in self._factors.values()),
         }  # fmt: skip
         self.work.save(prompt, recorder.sums.stacked(self.settings.bands, layers), facts)
+
+    def _maps(self, prompt: int) -> bool:
+        return prompt < self.settings.mapping or not self.settings.mapping
 
     def _generate(self, prompt: int) -> None:
         kwargs = dict(self.kwargs)
@@ -117,8 +149,8 @@ class Generations:
     def _tell(self, prompt: int, done: int) -> None:
         if self.progress is not None:
             what = "mapping" if prompt < self.settings.mapping else "measuring"
-            total = self.steps * len(self.settings.prompts)
-            self.progress(f"{what} prompt {prompt + 1}", prompt * self.steps + done, total)
+            total = self.steps * len(self.prompts)
+            self.progress(f"{what} prompt {prompt + 1}", self.prompts.index(prompt) * self.steps + done, total)
 
     def step_plan(self, site: Site) -> StepPlan:
         """Which steps the model's family leaves sparse."""

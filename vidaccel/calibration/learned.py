@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,18 +34,28 @@ WINDOWED = 0.5
 
 
 def decay(mass: Tensor, grid: Grid) -> list[Pattern]:
-    """The blocks with most attention by distance at each level, in the best orders, those of 3-D tiles among them.
+    """The blocks with most attention by distance at each level, in the best orders.
 
     Args:
         mass: fp64, of `measure.by_axis`.
     """
-    layout, block = grid.layout, grid.block
+    layout = grid.layout
     sizes = (layout.frames, layout.height, layout.width)
     parts = zip(mass.split([size * size for size in sizes]), sizes, strict=True)
     weights = [part.view(size, size) / part.view(size, size).sum(1, keepdim=True).clamp(min=TINY)
                for part, size in parts]  # fmt: skip
+    return at_levels(Decay.of(weights, orders.NATURAL, 1.0, grid.unit), grid)
+
+
+def at_levels(weights: Decay, grid: Grid) -> list[Pattern]:
+    """A head's weights, wherever they were learned, at each level in the best orders of a grid, 3-D tiles among them.
+
+    Args:
+        weights: of any order and density.
+    """
+    layout, block = grid.layout, grid.block
     names = (*orders.AXES, "tile:{}x{}x{}".format(*orders.compact_tile(layout, block)))
-    made = [Decay.of(weights, name, 1.0, grid.unit) for name in names]
+    made = [dataclasses.replace(weights, axes=name, density=1.0) for name in names]
     found: list[Pattern] = []
     for level in LEVELS:
         best = sorted(made, key=lambda each: -each.held(layout, block, level))[:BEST_ORDERS]
@@ -85,6 +95,18 @@ def stripes(mass: Tensor, grid: Grid) -> list[Pattern]:
         kept[order[: max(1, int((share <= level * (1 - window)).sum()))]] = True
         found.append(Stripes.of(kept.view(mass.shape), round(level * window / 2, 5)))
     return found
+
+
+def elsewhere(made: Sequence[Pattern], grid: Grid) -> tuple[Pattern, ...]:
+    """A head's candidates of one size for another: its weights in the orders that are best there, others as they are.
+
+    Args:
+        made: of the makers here, from one head's maps.
+        grid: of the other size.
+    """
+    weights = [each for each in made if isinstance(each, Decay)]
+    levels = at_levels(weights[0], grid) if weights else []
+    return (*levels, *(each for each in made if not isinstance(each, Decay)))
 
 
 def key_rows(mass: Tensor, layout: TokenLayout) -> Tensor:

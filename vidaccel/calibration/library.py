@@ -137,6 +137,10 @@ class Ladder:
         self.groups = {name: [at for at, each in enumerate(patterns) if each.order == name] for name in names}
         self._packed: dict[Pattern, NDArray[np.uint8]] = {}
 
+    def forget(self) -> None:
+        """Drop the block maps; they are made again where they are asked for."""
+        self._packed.clear()
+
     def kept(self, name: str, rows: Tensor) -> Tensor:
         """Blocks that each row keeps under the candidates of an order: bool ``[candidates, rows, tiles]``."""
         return torch.stack([self.row_blocks(self.patterns[at], rows) for at in self.groups[name]])

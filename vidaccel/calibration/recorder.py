@@ -32,6 +32,9 @@ class Source(Protocol):
     def step_plan(self, site: Site) -> StepPlan:
         """Which steps are sparse."""
 
+    def check(self, grid: Grid) -> None:
+        """Refuse a grid on which nothing needs to be measured."""
+
     def unit(self, expert: str) -> str:
         """In which the model's position embeddings have distances."""
 
@@ -76,11 +79,12 @@ class Recorder:
         """Measure a call, if its step is one of the sampled.
 
         Raises:
-            ValueError: the token grid has changed since the run's first call, or no step is sparse.
+            ValueError: the token grid has changed since the run's first call or is not wanted, or no step is sparse.
         """
         if self._grid is None:
             unit = self.source.unit(site.expert)
             self._grid = Grid.of(site, self.source.step_plan(site), self.settings.block, unit)
+            self.source.check(self._grid)
             self._sampled = self._grid.sampled(self.settings.bands, self.settings.steps_per_band)
         if site.layout != self._grid.layout:
             raise ValueError(f"the token grid changed from {self._grid.layout} to {site.layout} within a calibration")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from vidaccel import architecture
 from vidaccel._version import __version__
 from vidaccel.api import facts
+from vidaccel.calibration.further import Further
 from vidaccel.calibration.generation import Generations
 from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.library import tiles_of
@@ -21,7 +22,7 @@ from vidaccel.calibration.made import Place
 from vidaccel.calibration.measure import cells_of
 from vidaccel.calibration.table import Cost, Measured, table_of
 from vidaccel.costs import CostModel
-from vidaccel.heads import HeadOption, HeadTable, Picks
+from vidaccel.heads import HeadOption, HeadsAt, HeadTable, Picks
 from vidaccel.mask import BlockMask
 from vidaccel.patterns import Pattern, density_of, orders, plan_of
 from vidaccel.profile import Profile
@@ -50,7 +51,8 @@ class Calibration:
     """A finished calibration: its profile, and what a report says about it.
 
     Args:
-        picks: the option of every head.
+        picks: the option of every head, at the first size.
+        further: what is predicted at each further size.
         maps: see `made.means`.
         seconds: of the generations.
     """
@@ -58,6 +60,7 @@ class Calibration:
     profile: Profile
     grid: Grid
     picks: Picks
+    further: tuple[dict[str, float], ...]
     maps: dict[str, Tensor]
     seconds: float
 
@@ -66,10 +69,12 @@ class Calibration:
         table = self.profile.heads
         assert table is not None
         heads = [option for bands in self.picks.values() for band in bands for layer in band for option in layer]
+        others = zip(self.profile.heads_at, self.further, strict=True)
         kinds = Counter(table.patterns[option.pattern].name for option in heads)
         return {
             "goal": self.profile.options, "predicted": table.predicted(self.picks), "kinds": dict(kinds.most_common()),
             "patterns": len({option.pattern for option in heads}), "grid": str(self.grid.layout),
+            "further": [{"grid": str(each.layout), "predicted": found} for each, found in others],
             "generating_seconds": self.seconds,
         }  # fmt: skip
 
@@ -116,50 +121,83 @@ def _in_cells(pattern: Pattern, grid: Grid, shown: str) -> Tensor:
     return share @ kept @ share.T
 
 
-def finish(run: Generations, goal: dict[str, float], cost: str | CostModel) -> Calibration:
-    """The profile of all prompts' sums.
+def finish(runs: Sequence[Generations], goal: dict[str, float], cost: str | CostModel) -> Calibration:
+    """The profile of all prompts' sums at all sizes, the first one first.
 
     Raises:
         ValueError: an expert that ran at none of the measured steps, or a density that no choice reaches.
     """
-    settings = run.settings
-    done = [run.done(prompt) for prompt in range(len(settings.prompts))]
-    grid = Grid.from_dict(done[0][1]["grid"])
+    first, *others = runs
+    priced = _Costs(first, cost)
+    table, picks = _chosen(first, priced, goal)
+    further = [(each.grid.layout, *_chosen(each, priced, goal)) for each in others]
+    done = [each.done(prompt) for each in runs for prompt in each.prompts]
+    projected = all(each["projected"] for _, each in done)
+    how = _described(first, others) | {"cost": priced.described(), "projected": projected}
+    models = {name: facts(module) for name, module in first.modules.items()}
+    profile = Profile(
+        "head_profile", dict(goal), heads=table, calibration=how, model=architecture.describe(models),
+        source="vidaccel.calibrate", heads_at=tuple(HeadsAt(layout, heads) for layout, heads, _ in further),
+    )  # fmt: skip
+    predicted = tuple(heads.predicted(chosen) for _, heads, chosen in further)
+    return Calibration(profile, first.grid, picks, predicted, first.maps(), sum(each["seconds"] for _, each in done))
+
+
+def _chosen(run: Generations, priced: _Costs, goal: dict[str, float]) -> tuple[HeadTable, Picks]:
+    """The heads' options at one size, and the goal's choice among them."""
+    settings, grid = run.settings, run.grid
     own = run.own(grid) if settings.library.learned else {}
-    measuring = [tensors for tensors, _ in done[settings.mapping :]]
+    measuring = [tensors for tensors, _ in run.measured]
     found = Measured.of(grid, grid.bands(settings.bands), run.ladder(grid).patterns, own, measuring, tuple(run.modules))
-    per_head, described = _cost(run, grid, cost)
     # As its file will have them, rounded: what is chosen here is what is chosen from there.
-    table = HeadTable.of(table_of(found, per_head, run.first_layers()).to_dict(), "the calibration")
-    how = _described(run, grid) | {"cost": described, "projected": all(each["projected"] for _, each in done)}
-    models = {name: facts(module) for name, module in run.modules.items()}
-    profile = Profile("head_profile", dict(goal), heads=table, calibration=how, model=architecture.describe(models),
-                      source="vidaccel.calibrate")  # fmt: skip
-    seconds = sum(each["seconds"] for _, each in done)
-    return Calibration(profile, grid, table.choose(**goal), run.maps(), seconds)
+    table = HeadTable.of(table_of(found, priced.on(grid), run.first_layers()).to_dict(), "the calibration")
+    try:
+        return table, table.choose(**goal)
+    except ValueError as error:
+        raise ValueError(f"on {grid.layout}: {error}") from error
 
 
-def _described(run: Generations, grid: Grid) -> dict[str, Any]:
+def _described(run: Generations, others: Sequence[Generations]) -> dict[str, Any]:
     """How the heads were measured, for the profile; nothing in it depends on when or how often it was resumed."""
+    also = [{"grid": str(each.grid.layout), **each.size} for each in others if isinstance(each, Further)]
     return {
-        **run.settings.described(), "steps": grid.steps, "grid": str(grid.layout), "pipeline": type(run.pipe).__name__,
+        **run.settings.described(), "steps": run.grid.steps, "grid": str(run.grid.layout),
+        **({"also": also} if also else {}), "pipeline": type(run.pipe).__name__,
         "versions": {"vidaccel": __version__, "torch": torch.__version__,
                      "diffusers": importlib.metadata.version("diffusers")},
     }  # fmt: skip
 
 
-def _cost(run: Generations, grid: Grid, cost: str | CostModel) -> tuple[Cost, dict[str, Any]]:
-    """What a head's pattern costs over a dense head, and how that is told."""
-    if cost == "density":
-        return lambda pattern: density_of(pattern, grid.layout, grid.block), {"source": "video density"}
-    if cost == "measured":
-        model = CostModel.of(run.work.note("cost", lambda: _timed(run, grid).to_dict()))
-    else:
-        model = CostModel.counted() if isinstance(cost, str) else cost
-    tokens = grid.layout.tokens
-    # Over a dense head of the same sparse call: a budget is then a density, but for what short ranges add.
-    whole = model.cost(BlockMask.full(tokens, tokens, grid.block, grid.block), grid.layout)
-    return lambda pattern: model.cost(plan_of([pattern], grid.layout, grid.block), grid.layout) / whole, model.to_dict()
+class _Costs:
+    """What a head's pattern costs over a dense head, at any size of a calibration.
+
+    Args:
+        run: the first size's.
+        cost: see `calibrate`.
+    """
+
+    def __init__(self, run: Generations, cost: str | CostModel) -> None:
+        self.run, self.cost = run, cost
+
+    def on(self, grid: Grid) -> Cost:
+        """On a grid."""
+        if self.cost == "density":
+            return lambda pattern: density_of(pattern, grid.layout, grid.block)
+        model, tokens = self._model(grid), grid.layout.tokens
+        # Over a dense head of the same sparse call: a budget is then a density, but for what short ranges add.
+        whole = model.cost(BlockMask.full(tokens, tokens, grid.block, grid.block), grid.layout)
+        return lambda pattern: model.cost(plan_of([pattern], grid.layout, grid.block), grid.layout) / whole
+
+    def described(self) -> dict[str, Any]:
+        """How that is told: at the first size, where it was timed."""
+        return {"source": "video density"} if self.cost == "density" else self._model(self.run.grid).to_dict()
+
+    def _model(self, grid: Grid) -> CostModel:
+        if self.cost != "measured":
+            return CostModel.counted() if isinstance(self.cost, str) else self.cost
+        # What a range costs depends on the tile, hardly on the size: one timing serves all sizes of one tile.
+        name = "cost" if grid.block == self.run.grid.block else f"cost of tiles of {grid.block}"
+        return CostModel.of(self.run.work.note(name, lambda: _timed(self.run, grid).to_dict()))
 
 
 def _timed(run: Generations, grid: Grid) -> CostModel:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vidaccel.calibration.further import Size, all_sizes, checked
 from vidaccel.calibration.generation import Generations, Progress
 from vidaccel.calibration.library import library as named_library
 from vidaccel.calibration.result import COSTS, Calibration, finish
@@ -30,6 +31,7 @@ def calibrate(
     seed: int = 0,
     generation_kwargs: Mapping[str, Any] | None = None,
     cost: str | CostModel = "measured",
+    also: Sequence[Mapping[str, int]] = (),
 ) -> Profile:
     """Measure what each head of a pipeline can do without, in one dense generation per prompt, and make a profile.
 
@@ -53,6 +55,9 @@ def calibrate(
         generation_kwargs: for the pipeline's call; nothing is decoded.
         cost: what a head's pattern costs: "measured" fits a `CostModel` to times of the attention kernel here,
             "counted" is the computed density, "density" the video density; or a `CostModel`.
+        also: further sizes that the profile is to serve, such as ``[{"height": 480, "width": 832}]``: arguments that
+            replace those of `generation_kwargs`, whole numbers. Patterns that are made from attention maps are made at
+            the first size alone, so that here only the second half of the prompts runs, and all where none are made.
 
     Raises:
         ValueError: whatever cannot be done, before anything runs, as far as it can be known then.
@@ -60,9 +65,8 @@ def calibrate(
     return measured(
         pipe, prompts, target_density=target_density, max_error=max_error, bands=bands, rows=rows,
         steps_per_band=steps_per_band, library_name=library, block=block, work=work, progress=progress, seed=seed,
-        generation_kwargs=generation_kwargs, cost=cost,
+        generation_kwargs=generation_kwargs, cost=cost, also=also,
     ).profile  # fmt: skip
-
 
 
 def measured(
@@ -70,16 +74,19 @@ def measured(
     generation_kwargs: Mapping[str, Any] | None, **options: Any,
 ) -> Calibration:  # fmt: skip
     """`calibrate`, with what a report needs."""
-    settings, goal, cost = check(prompts, **options)
-    generations = Generations(pipe, settings, dict(generation_kwargs or {}), work, progress)
-    generations.run()
-    return finish(generations, goal, cost)
+    settings, goal, cost, also = check(prompts, **options)
+    first = Generations(pipe, settings, dict(generation_kwargs or {}), work, None)
+    runs = all_sizes(first, also, progress)
+    for each in runs:
+        each.run()
+    return finish(runs, goal, cost)
 
 
 def check(
     prompts: Sequence[str], *, target_density: float | None, max_error: float | None, bands: int, rows: int,
     steps_per_band: int, library_name: str, block: int | None, seed: int, cost: str | CostModel,
-) -> tuple[Settings, dict[str, float], str | CostModel]:  # fmt: skip
+    also: Sequence[Size] = (),
+) -> tuple[Settings, dict[str, float], str | CostModel, tuple[Size, ...]]:  # fmt: skip
     """The arguments that need no model, checked; see `calibrate`.
 
     Raises:
@@ -91,4 +98,5 @@ def check(
     if cost not in COSTS and not isinstance(cost, CostModel):
         raise ValueError(f"cost={cost!r} is not {', '.join(COSTS)} or a CostModel")
     made = named_library(library_name)
-    return Settings(tuple(prompts), library_name, made, bands, rows, steps_per_band, block, seed), goal, cost
+    settings = Settings(tuple(prompts), library_name, made, bands, rows, steps_per_band, block, seed)
+    return settings, goal, cost, checked(also)

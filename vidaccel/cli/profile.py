@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from pathlib import Path
@@ -34,6 +35,10 @@ def profile(
         Path | None, typer.Option(help="Folder that keeps each finished prompt; one beside --out by default.")
     ] = None,
     picture: Annotated[Path | None, typer.Option(help="Folder for a picture of each layer.")] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HEIGHTxWIDTH[xFRAMES]", help="A further size that the profile is to serve; repeatable."),
+    ] = None,
     bands: Annotated[int, typer.Option(help="Step bands with a choice of their own.")] = 1,
     rows: Annotated[int, typer.Option(help="Sampled queries of each measured call.")] = 64,
     steps_per_band: Annotated[int, typer.Option(help="Denoising steps of a band that are measured.")] = 4,
@@ -52,12 +57,27 @@ def profile(
     """Calibrate a model: for each head the cheapest pattern that keeps its output."""
     call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
             "num_frames": frames, "guidance_scale": guidance}  # fmt: skip
-    options = {"target_density": target_density, "max_error": max_error, "library_name": library, "cost": cost,
-               "bands": bands, "rows": rows, "steps_per_band": steps_per_band, "block": block,
-               "seed": seed}  # fmt: skip
+    options: dict[str, Any] = {
+        "target_density": target_density, "max_error": max_error, "library_name": library, "cost": cost,
+        "bands": bands, "rows": rows, "steps_per_band": steps_per_band, "block": block, "seed": seed,
+    }  # fmt: skip
     with reserved_stdout():
+        options["also"] = [_size(each) for each in also or []]
         values = _profile(model, prompts, out, options, work, picture, call, dtype, device)
     print_json(values) if json else _show(values)
+
+
+def _size(text: str) -> dict[str, int]:
+    """A further size as arguments of the pipeline's call.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})(?:x(\d{1,6}))?", text, re.ASCII)
+    if not match:
+        raise ValueError(f"--also {text!r} is not HEIGHTxWIDTH or HEIGHTxWIDTHxFRAMES, such as 480x832")
+    sizes = zip(("height", "width", "num_frames"), match.groups(), strict=True)
+    return {name: int(value) for name, value in sizes if value is not None}
 
 
 def _profile(model: str, prompts: Path, out: Path, options: dict[str, Any], work: Path | None, picture: Path | None,
@@ -117,8 +137,14 @@ def _show(values: dict[str, Any]) -> None:
     """What was chosen, in a few lines."""
     predicted, prompts = values["predicted"], values["prompts"]
     typer.echo(f"{values['file']}: {values['seconds']:.1f} s for {prompts} prompt{'s' * (prompts > 1)}")
-    typer.echo(f"predicted: density {predicted['density']:.3f}, cost {predicted['cost']:.3f} of dense, error of the "
-               f"layers' outputs {predicted['error']:.3f}")
+    typer.echo(f"predicted: {_words(predicted)}")
+    for each in values["further"]:
+        typer.echo(f"predicted on {each['grid']}: {_words(each['predicted'])}")
     typer.echo("heads: " + ", ".join(f"{count} {kind}" for kind, count in values["kinds"].items()))
     for path in values["pictures"]:
         typer.echo(f"picture: {path}")
+
+
+def _words(predicted: dict[str, float]) -> str:
+    return (f"density {predicted['density']:.3f}, cost {predicted['cost']:.3f} of dense, error of the layers' outputs "
+            f"{predicted['error']:.3f}")  # fmt: skip

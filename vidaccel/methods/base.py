@@ -89,6 +89,14 @@ class Method(ABC):
         """The schedule that belongs to these options, such as a paper's; None for the family's own."""
         return None
 
+    def compensated(self, name: str | None) -> Method:
+        """This method as it runs beside a compensation; `vidaccel.enable` calls it, and records are of what it returns.
+
+        Args:
+            name: of the compensation; None where there is none.
+        """
+        return self
+
     @property
     def needs_steps(self) -> bool:
         """Whether plans can only be made in a run whose number of steps is known, such as by a density curve."""

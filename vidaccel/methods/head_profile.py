@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vidaccel.heads import HeadTable, Picks, band_of, check_block
+from vidaccel.heads import band_of, check_block, heads_digest
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method, ModelFacts
+from vidaccel.methods.sizes import Chosen, Sizes
 from vidaccel.patterns import Pattern, density_of, plan_of
 from vidaccel.patterns.cells import Cells
 from vidaccel.plan import AttentionPlan
@@ -25,34 +26,17 @@ from vidaccel.site import Site
 COARSE = 0.02
 """Difference of the density from the calibration's from which the notes say so."""
 KEPT = 1024
-KEY = "_chosen"
+KEY = "_sizes"
 SHOWN = 12
 """Letters of a digest in a message."""
-
-Place = tuple[str, int, int]
-"""Expert, band, layer."""
-
-
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """What stands behind a `HeadProfile`'s fields.
-
-    Args:
-        profile: with heads.
-        table: the profile's.
-        picks: an option for each head.
-        same: for every place all that have its patterns, itself among them.
-    """
-
-    profile: Profile
-    table: HeadTable
-    picks: Picks
-    same: dict[Place, list[Place]]
 
 
 @dataclass(frozen=True)
 class HeadProfile(Method):
     """A static plan for each layer in each band of steps, from a profile that `vidaccel.calibrate` made.
+
+    Of a profile that was measured at several sizes, a run has the heads of its own token grid, or of the one with the
+    nearest number of video tokens, as a ratio. The budget holds at each size by itself.
 
     Args:
         profile: a path that ends in ".json", a folder or hub repository (``owner/name``, after which "@" and a
@@ -60,12 +44,14 @@ class HeadProfile(Method):
         density: mean cost of the heads over a run, in (0, 1], for which those of the least error are chosen.
         max_error: relative error of a layer's output, in [0, 1], within which the cheapest heads are chosen. Without
             this and `density`, the budget of the calibration.
-        digest: of the profile's heads; filled in. Given, a profile with others is an error.
+        digest: of the profile's heads, at all sizes; filled in. Given, a profile with others is an error.
         block: tile size in tokens of queries and keys; the profile's by default, which is what its numbers are for.
+            Where its sizes differ in it, it stays None, and each size has its own.
 
     Raises:
         ValueError: a profile that cannot be read or has no heads, or whose heads are not those of the digest; a budget
-            that is out of range or cannot be met.
+            that is out of range or cannot be met at any size. One that cannot be met at a run's size is refused
+            before its first step.
     """
 
     name: ClassVar[str] = "head_profile"
@@ -106,54 +92,61 @@ class HeadProfile(Method):
         for name, value in (values | {"profile": profile.reference}).items():
             object.__setattr__(made, name, value)
         # As its file has or would have them, rounded: saved and read again, they are chosen the same.
-        table = profile.heads and HeadTable.of(profile.heads.to_dict(), profile.reference or "the profile")
-        made._settle(dataclasses.replace(profile, heads=table))
+        made._settle(profile.rounded())
         return made
 
     def plan(
         self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
     ) -> AttentionPlan:
-        plan = plan_of(self.patterns(site), site.layout, self._block)
+        plan = plan_of(self.patterns(site), site.layout, self._block(site.layout))
         return dataclasses.replace(plan, notes=tuple(self._notes(site)))
 
     @property
-    def chosen(self) -> Chosen:
-        """The heads, as read and chosen when this was made."""
-        kept: Chosen = self.__dict__[KEY]
+    def sizes(self) -> Sizes:
+        """The profile's heads, as read when this was made."""
+        kept: Sizes = self.__dict__[KEY]
         return kept
 
-    @property
-    def _block(self) -> int:
-        assert self.block is not None
-        return self.block
+    def chosen(self, layout: TokenLayout) -> Chosen:
+        """What each head has in runs on a token grid.
+
+        Raises:
+            ValueError: the budget cannot be met at this size.
+        """
+        return self.sizes.chosen(layout)
+
+    def _block(self, layout: TokenLayout) -> int:
+        return self.block or self.sizes.table(layout).block
 
     def patterns(self, site: Site) -> tuple[Pattern, ...]:
         """What each head of a site has.
 
         Raises:
-            ValueError: an expert or a layer that the profile does not know.
+            ValueError: an expert or a layer that the profile does not know, or a budget that cannot be met here.
         """
-        table = self.chosen.table
+        chosen = self.chosen(site.layout)
+        table = chosen.table
         shapes = table.shapes()
         if site.expert not in shapes or site.layer >= shapes[site.expert][0]:
             known = ", ".join(f"{name} of {layers} layers" for name, (layers, _) in shapes.items())
             raise ValueError(f"the profile knows {known}, not layer {site.layer} of {site.expert}")
-        heads = self.chosen.picks[site.expert][table.band_of(site.step, site.steps)][site.layer]
+        heads = chosen.picks[site.expert][table.band_of(site.step, site.steps)][site.layer]
         return tuple(table.patterns[option.pattern] for option in heads)
 
     def static_site(self, site: Site) -> Site:
         """The first site of a run with the same patterns: layers, bands and experts of equal choice share a plan."""
-        table = self.chosen.table
+        chosen = self.chosen(site.layout)
+        table = chosen.table
         own = (site.expert, table.band_of(site.step, site.steps), site.layer)
-        for expert, band, layer in self.chosen.same.get(own, ()):
+        for expert, band, layer in chosen.same.get(own, ()):
             step = first_step(table.bands, band, site.steps)
             if step is not None:
                 return Site(layer, site.layers, step, site.steps, "", expert, site.layout)
         return dataclasses.replace(site, branch="")
 
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
-        self.chosen.profile.check(models)
-        shapes = self.chosen.table.shapes()
+        self.sizes.profile.check(models)
+        shapes = self.sizes.tables[0].shapes()
         for expert, facts in models.items():
             if expert not in shapes:
                 raise ValueError(f"the profile has heads for {', '.join(shapes)}, but the model has {expert}, too")
@@ -172,7 +165,7 @@ class HeadProfile(Method):
         table = profile.heads
         if table is None:
             raise ValueError(f"{where} has no heads: it is one for method {profile.method!r}")
-        digest = table.digest()
+        digest = heads_digest(table, profile.heads_at)
         if self.digest not in (None, digest):
             raise ValueError(f"{where} has changed: its heads have the digest {digest[:SHOWN]}, not "
                              f"{str(self.digest)[:SHOWN]}")  # fmt: skip
@@ -181,34 +174,43 @@ class HeadProfile(Method):
             budget = {name: profile.options.get(name) for name in self.alternatives}
         if set(budget.values()) == {None}:
             raise ValueError(f"{where} names no budget of its own: give a density or a max_error")
-        block = table.block if self.block is None else check_block(self.block)
-        picks = table.choose(**budget)
-        filled = {**budget, "digest": digest, "block": block, KEY: Chosen(profile, table, picks, _same(picks))}
+        block = None if self.block is None else check_block(self.block)
+        sizes = Sizes(profile, budget)
+        if len({each.block for each in sizes.tables}) == 1:
+            block = block or table.block
+        filled = {**budget, "digest": digest, "block": block, KEY: sizes}
         for name, value in filled.items():
             object.__setattr__(self, name, value)
 
     def _notes(self, site: Site) -> Iterator[str]:
-        table = self.chosen.table
+        chosen = self.chosen(site.layout)
+        table = chosen.table
         if site.steps is None and len(table.bands) > 1:
             yield (f"head_profile: the number of steps is unknown, so that all have the patterns of the first "
                    f"{table.bands[0]:.0%} of a run: pass num_inference_steps")  # fmt: skip
-        grid = (self.chosen.profile.calibration or {}).get("grid")
-        if grid not in (None, str(site.layout)) and any(isinstance(each, Cells) for each in self.patterns(site)):
-            yield (f"head_profile: calibrated on {grid}; on {site.layout} masks of heads' own keep far less: "
-                   "calibrate at this size")  # fmt: skip
-        if grid == str(site.layout) and self.block == table.block:
+        yield from self._elsewhere(site, chosen)
+        if chosen.grid == str(site.layout) and self._block(site.layout) == table.block:
             return  # what the calibration measured: no density to find out again
-        made, here = table.predicted(self.chosen.picks)["density"], self._density(site.layout)
+        made, here = table.predicted(chosen.picks)["density"], self._density(site.layout)
         if abs(here - made) > COARSE:
             yield (f"head_profile: the chosen patterns have a video density of {here:.4f} on {site.layout}; on the "
                    f"calibration's grid it was {made:.4f}")  # fmt: skip
 
+    def _elsewhere(self, site: Site, chosen: Chosen) -> Iterator[str]:
+        """A note for runs of a size that the calibration did not measure; text does not matter."""
+        video = f"{site.layout.frames}x{site.layout.height}x{site.layout.width}"
+        if chosen.grid is not None and str(chosen.grid).partition(" ")[0] != video:
+            own = any(isinstance(each, Cells) for each in self.patterns(site))
+            less = "masks of heads' own keep far less" if own else "other choices may be better"
+            yield (f"head_profile: calibrated on {' and '.join(map(str, self.sizes.grids))}; on {site.layout} {less}: "
+                   "calibrate at this size")  # fmt: skip
+
     def _density(self, layout: TokenLayout) -> float:
         """Mean video density over a run, on any grid, of all heads that have a choice."""
-        table = self.chosen.table
-        layers = list(table.layers(self.chosen.picks))
+        table = self.chosen(layout).table
+        layers = list(table.layers(self.chosen(layout).picks))
         heads = [(share, table.patterns[option.pattern]) for share, layer in layers for option in layer]
-        total = sum(share * density_of(each, layout, self._block) for share, each in heads)
+        total = sum(share * density_of(each, layout, self._block(layout)) for share, each in heads)
         return total / sum(share for share, _ in heads) if heads else 1.0
 
 
@@ -218,17 +220,3 @@ def first_step(bands: tuple[float, ...], band: int, steps: int | None) -> int | 
     if steps is None:
         return 0 if band == 0 else None
     return next((step for step in range(steps) if band_of(bands, step, steps) == band), None)
-
-
-def _same(picks: Picks) -> dict[Place, list[Place]]:
-    """For every place all that have its patterns, itself among them; equal places share a list."""
-    chosen = {
-        (name, band, layer): tuple(option.pattern for option in heads)
-        for name, bands in picks.items()
-        for band, layers in enumerate(bands)
-        for layer, heads in enumerate(layers)
-    }
-    places: dict[tuple[int, ...], list[Place]] = {}
-    for place, patterns in chosen.items():
-        places.setdefault(patterns, []).append(place)
-    return {place: places[patterns] for place, patterns in chosen.items()}

@@ -40,6 +40,7 @@ class Mixed(HeadProfile):
 
     Args:
         profile, density, max_error, digest, block: see `HeadProfile`; `density` and `max_error` choose the patterns.
+            All sizes have one block, by default that of the profile's first.
         dynamic: name of the method for heads that resist.
         dynamic_density, refresh, drift: of that method, see `vidaccel.methods.dynamic.Dynamic`; None is its default.
         resists: in (0, 1].
@@ -87,11 +88,12 @@ class Mixed(HeadProfile):
         Raises:
             ValueError: an expert or a layer that the profile does not know.
         """
-        table, _ = self.chosen.table, self.patterns(site)
+        chosen, _ = self.chosen(site.layout), self.patterns(site)
+        table = chosen.table
         band = table.band_of(site.step, site.steps)
         if not has_choice(table.experts[site.expert][band][site.layer]):
             return ()
-        picked = self.chosen.picks[site.expert][band][site.layer]
+        picked = chosen.picks[site.expert][band][site.layer]
         return tuple(head for head, option in enumerate(picked) if option.density >= self.resists)
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
@@ -108,19 +110,20 @@ class Mixed(HeadProfile):
         heads, patterns = self.resisting(site), self.patterns(site)
         state[CHOSE] = bool(heads)
         if not heads:
-            static = static_plan(patterns, site.layout, self._block, query.device)
+            static = static_plan(patterns, site.layout, self._block(site.layout), query.device)
             return dataclasses.replace(static, notes=self._remarks(site, state))
         inner = self._inner(heads, state)
         own = self.chooses.plan(*of_heads(heads, query, key, value), site, inner)
         known: WeakKeyDictionary[AttentionPlan, AttentionPlan] = state.setdefault(WHOLE, WeakKeyDictionary())
         if own not in known:
-            plan = joined(patterns, heads, own, site.layout, self._block, len(query), query.device)
+            plan = joined(patterns, heads, own, site.layout, self._block(site.layout), len(query), query.device)
             known[own] = dataclasses.replace(plan, notes=(*self._remarks(site, state), *own.notes))
         return known[own]
 
     def _settle(self, profile: Profile) -> None:
         check_density(self.resists)
         super()._settle(profile)
+        object.__setattr__(self, "block", self.block or self.sizes.tables[0].block)
         method = self._method()
         # Beside the fields, as what the profile chose: records hold only those.
         for name, value in {CHOOSES: method, "observes": method.observes,

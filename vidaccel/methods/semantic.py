@@ -5,7 +5,7 @@ Implemented from the paper and from the behaviour of its published code, whose s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import COMMON
 from vidaccel.methods.checks import check_count
 from vidaccel.methods.dynamic import PLAN, Dynamic
+from vidaccel.methods.semantic_errors import errors
 from vidaccel.methods.semantic_memory import Memory, Sizes, counts
 from vidaccel.methods.semantic_presets import DEFAULTS, PRESETS
 from vidaccel.methods.semantic_tiles import Choice, Clusters, mean_rows, most_rows, shares
@@ -28,8 +29,11 @@ CENTROIDS, STEP, CHOICE = "centroids", "centroids_step", "choice"
 BATCHED = "cond_uncond"
 """The branch of a call in which both guidance branches are rows of one batch."""
 BY = ("tile", "cluster")
+RANK = ("mass", "error")
 KEEP = ("plans", "centroids", "nothing")
 WHOSE = {"centroids": "centroids for all guidance passes", "plans": "plans for each"}
+Video = tuple[Tensor, Tensor]
+"""The keys and values of the video, views of all."""
 ELSEWHERE = AttentionPlan(notes=("kept as a choice",))
 """Stands for a plan that is kept in its small form."""
 
@@ -41,8 +45,9 @@ class Semantic(Dynamic):
     The video's tokens are attended in the order of their clusters; text stays whole, after the video. A cluster's
     attention is estimated from the centroids, weighted by size: ``P_ij = |K_j| exp(q_i k_j / sqrt(D)) / sum over j``.
     With `top_p` rows keep the clusters of the most attention; with a density, those of the most attention per token,
-    over all heads of a batch row, so that the pairs that are attended meet it. Centroids stay from step to step, and
-    are made in the dense steps at the start already.
+    over all heads of a batch row, so that the pairs that are attended meet it. Where means of clusters stand for what
+    is skipped, the error that they would make ranks clusters in place of their attention (see `semantic_errors`).
+    Centroids stay from step to step, and are made in the dense steps at the start already.
 
     Guidance branches share centroids: guidance multiplies the difference of their outputs, and with it that of their
     errors, which is smaller by far where both are grouped alike. In one batch centroids are means over both; in calls
@@ -54,6 +59,9 @@ class Semantic(Dynamic):
         query_clusters, key_clusters: per head; None goes by the number of video tokens, see `counts`.
         by: what chooses. "tile": each tile of ordered queries, by the mean of its tokens' estimates. "cluster": each
             query cluster, as in the paper; a tile that holds several attends to what any of them chose.
+        rank: what clusters are chosen by. "mass": their estimated attention, as in the paper. "error": what the output
+            would be off if their means stood for them; `top_p` is then a share of this. None: "error" where
+            `vidaccel.enable` has the compensation "centroid", else "mass".
         minimum: share of the key clusters that every row keeps at least; by default 0.1 with `top_p`, else 0. One is
             kept in any case.
         first_iterations, iterations: rounds of k-means from random tokens, and from centroids of an earlier step.
@@ -77,6 +85,7 @@ class Semantic(Dynamic):
     query_clusters: int | None = None
     key_clusters: int | None = None
     by: str | None = None
+    rank: str | None = None
     minimum: float | None = None
     first_iterations: int | None = None
     iterations: int | None = None
@@ -91,13 +100,17 @@ class Semantic(Dynamic):
                 object.__setattr__(self, name, value)
         for name in ("query_clusters", "key_clusters", "first_iterations", "iterations"):
             check_count(name, getattr(self, name))
-        for name, allowed in (("by", BY), ("keep", KEEP)):
+        # None is a rank that `compensated` has yet to settle.
+        for name, allowed in (("by", BY), ("keep", KEEP), *([] if self.rank is None else [("rank", RANK)])):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"unknown {name} {getattr(self, name)!r} of semantic; choose {', '.join(allowed)}")
         if self.minimum is None or not 0 <= self.minimum <= 1:
             raise ValueError(f"minimum {self.minimum!r} is not a share of the key clusters from 0 to 1")
         if self.refresh > 1 and self.keep != "plans":
             raise ValueError(f"refresh {self.refresh} keeps plans for some steps, keep={self.keep!r} does not")
+
+    def compensated(self, name: str | None) -> Semantic:
+        return replace(self, rank=self.rank or ("error" if name == "centroid" else "mass"))
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         self.same(query, site, state)
@@ -122,10 +135,12 @@ class Semantic(Dynamic):
         layout = site.layout
         clusters = self.clusters(query, key, site, state)
         density = self.density_at(site)
+        span = slice(layout.video_start, layout.video_end)
+        video = key[:, span], value[:, span]
         if density is None:
-            kept = self._by_mass(clusters, layout)
+            kept = self._by_share(clusters, video, layout)
         else:
-            kept = self._by_density(clusters, layout, density, len(query))
+            kept = self._by_density(clusters, video, layout, density)
         choice = Choice.of(clusters, kept)
         if self.refresh > 1:
             state[CHOICE] = choice.packed()
@@ -170,19 +185,23 @@ class Semantic(Dynamic):
             together: 2 where both guidance branches are rows of one batch, and have common centroids.
         """
         sizes = Sizes(layout, lanes, head_dim, itemsize, *self.counts(layout), self.block, together)
-        return sizes.memory(keep=self.keep, refresh=self.refresh)
+        return sizes.memory(keep=self.keep, refresh=self.refresh, errors=self.rank == "error")
 
-    def _by_mass(self, clusters: Clusters, layout: TokenLayout) -> Tensor:
+    def _scores(self, clusters: Clusters, video: Video) -> Tensor:
+        """What clusters are chosen by: fp32 ``[lanes, query, key clusters]``."""
+        return errors(clusters, *video) if self.rank == "error" else shares(clusters)
+
+    def _by_share(self, clusters: Clusters, video: Video, layout: TokenLayout) -> Tensor:
         """What each tile keeps with `top_p`: bool ``[lanes, tiles, key clusters]``."""
         assert self.top_p is not None
-        scores, starts, tokens = shares(clusters), clusters.queries.order.starts, layout.video_tokens
+        scores, starts, tokens = self._scores(clusters, video), clusters.queries.order.starts, layout.video_tokens
         if self.by == "cluster":
             kept = select.top_p(scores, self.top_p, minimum=self._least(scores))
             return union(kept, starts, tokens, self.block)
         rows = mean_rows(scores, starts, tokens, self.block)
         return select.top_p(rows, self.top_p, minimum=self._least(rows))
 
-    def _by_density(self, clusters: Clusters, layout: TokenLayout, density: float, batch: int) -> Tensor:
+    def _by_density(self, clusters: Clusters, video: Video, layout: TokenLayout, density: float) -> Tensor:
         """What each tile keeps within a density: bool ``[lanes, tiles, key clusters]``.
 
         One limit for all rows makes the union of what a tile's clusters choose the same as what their largest score
@@ -190,7 +209,7 @@ class Semantic(Dynamic):
         """
         tokens, sizes = layout.video_tokens, clusters.keys.sizes[:, None]
         to_tiles = most_rows if self.by == "cluster" else mean_rows
-        rows = to_tiles(shares(clusters), clusters.queries.order.starts, tokens, self.block)
+        rows = to_tiles(self._scores(clusters, video), clusters.queries.order.starts, tokens, self.block)
         scores = rows.div_(sizes).masked_fill_(sizes == 0, float("-inf"))
         edge = torch.arange(0, tokens, self.block, dtype=torch.int32, device=sizes.device)[:, None]
         weights = ((edge + self.block).clamp(max=tokens) - edge) * sizes
@@ -198,7 +217,7 @@ class Semantic(Dynamic):
         if layout.text_before + layout.text_after and tokens % self.block:
             whole = edge == tokens // self.block * self.block
         return select.budgeted(
-            scores, density, weights=weights, groups=batch, minimum=max(1, self._least(scores)), keep=whole
+            scores, density, weights=weights, groups=len(video[0]), minimum=max(1, self._least(scores)), keep=whole
         )  # fmt: skip
 
     def _least(self, scores: Tensor) -> int:

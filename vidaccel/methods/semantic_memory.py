@@ -80,7 +80,7 @@ class Sizes:
         """Numbers of all centroids."""
         return self.lanes * (self.query_clusters + self.key_clusters) * self.head_dim
 
-    def memory(self, *, keep: str, refresh: int) -> Memory:
+    def memory(self, *, keep: str, refresh: int, errors: bool = False) -> Memory:
         """The memory of a call; see `Semantic` for the options."""
         state = {} if keep == "nothing" else {"centroids": self.centroids * self.itemsize // self.together}
         if refresh > 1:
@@ -89,7 +89,7 @@ class Sizes:
         ranges, orders = 4 * self.cells, 8 * self.tokens
         # Labels and orders of queries and keys, and centroids in fp32.
         found = 16 * self.tokens + 4 * self.centroids
-        most = max(self._chain(), self._sort(), self._scores(), self._ranges(ranges))
+        most = max(self._chain(), self._sort(), self._scores(), self._errors() if errors else 0, self._ranges(ranges))
         return Memory(state, orders + ranges, found + most)
 
     def _chain(self) -> int:
@@ -115,6 +115,16 @@ class Sizes:
             5 * pairs + self.cells + 9 * some,
             # Per cell a score, a weight and two marks; sums of weights are in 64 bits.
             10 * self.cells + 8 * max(min(self.cells, CHUNK), self.cells // self.lanes),
+        )
+
+    def _errors(self) -> int:
+        """Moments of keys and of values, a copy of the order, and scores of all clusters."""
+        moments, pairs = 4 * self.lanes * self.key_clusters * self.head_dim, self.query_clusters * self.key_clusters
+        return max(
+            # Variances of keys are kept, of values both while they are summed; zeros and means go before.
+            4 * moments + 4 * self.tokens,
+            # Beside variances and means: estimates before and after their softmax, or a run of lanes thrice.
+            2 * moments + 4 * self.lanes * pairs + max(4 * self.lanes * pairs, 12 * self._at_once(self.query_clusters)),
         )
 
     def _ranges(self, ranges: int) -> int:

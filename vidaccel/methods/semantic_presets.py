@@ -13,8 +13,8 @@ DEFAULTS: dict[str, Any] = {"by": "tile", "first_iterations": 10, "iterations": 
 def _of(queries: int, keys: int, dense_steps: float, dense_layers: int, *, warmup: bool) -> Preset:
     """All of them keep 90 % of the attention and at least 10 % of the key clusters."""
     options = {
-        "density": None, "top_p": 0.9, "minimum": 0.1, "by": "cluster", "first_iterations": 50, "iterations": 2,
-        "query_clusters": queries, "key_clusters": keys, "warmup": warmup,
+        "density": None, "top_p": 0.9, "minimum": 0.1, "by": "cluster", "rank": "mass", "first_iterations": 50,
+        "iterations": 2, "query_clusters": queries, "key_clusters": keys, "warmup": warmup,
     }  # fmt: skip
     return Preset(options, dense_steps, dense_layers)
 

@@ -36,18 +36,35 @@ def group_mean(
     Raises:
         ValueError: shapes or types that do not fit.
     """
-    shapes.check_states("states", states)
-    order, lengths = shapes.check_order("order", order, states), shapes.check_lengths("lengths", lengths, states)
-    batch, tokens, heads, head_dim = states.shape
-    starts = _of_lanes(check_starts(starts, states), lengths, states)
+    starts, order = _checked(states, starts, order, lengths)
     if not dispatch.uses_triton(states):
         return group_mean_reference(states, starts, order)
-    if order is None:
-        order = torch.arange(tokens, dtype=torch.int32, device=states.device)[None]
-    order = order.repeat(len(starts) // len(order), 1)
-    empty = states.new_zeros(len(starts), starts.shape[1] - 1, head_dim, dtype=torch.float32)
-    means: Tensor = dispatch.module("kmeans").means(states, Order(order, starts), empty)
-    return means.view(batch, heads, -1, head_dim).transpose(1, 2)
+    groups, empty = _groups(states, starts, order)
+    return _of_batch(dispatch.module("kmeans").means(states, groups, empty), states)
+
+
+def group_moments(
+    states: Tensor, starts: Tensor, *, order: Tensor | None = None, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean and variance of the tokens of each group: `group_mean`, and as much again of the same shape.
+
+    Variances are means of squared distances from the mean, in a second pass over the group: the mean of squares less
+    the square of the mean would be rounding errors where groups are far from 0 for their size, as keys often are.
+
+    Args:
+        states, starts, order, lengths: see `group_mean`.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
+    """
+    starts, order = _checked(states, starts, order, lengths)
+    if not dispatch.uses_triton(states):
+        means = group_mean_reference(states, starts, order)
+        return means, group_variance_reference(states, starts, order, means)
+    groups, empty = _groups(states, starts, order)
+    kernels = dispatch.module("kmeans")
+    means = kernels.means(states, groups, empty)
+    return _of_batch(means, states), _of_batch(kernels.variances(states, groups, means), states)
 
 
 def group_mean_reference(states: Tensor, starts: Tensor, order: Tensor | None) -> Tensor:
@@ -60,6 +77,21 @@ def group_mean_reference(states: Tensor, starts: Tensor, order: Tensor | None) -
         sums = torch.segment_reduce(rows, "sum", offsets=starts[lane].long(), axis=0, unsafe=True)
         means[lane // heads, :, lane % heads] = sums / starts[lane].diff().clamp(min=1)[:, None]
     return means
+
+
+def group_variance_reference(states: Tensor, starts: Tensor, order: Tensor | None, means: Tensor) -> Tensor:
+    """The variances of `group_moments` in torch, as `group_mean_reference`, whose result it takes."""
+    batch, tokens, heads, _ = states.shape
+    variances = torch.empty_like(means)
+    place = torch.arange(tokens, dtype=torch.int32, device=states.device)
+    for lane in range(batch * heads):
+        mean = means[lane // heads, :, lane % heads]
+        # Positions past the last group's end, or before the first's start, are in no sum: any group will do.
+        group = torch.searchsorted(starts[lane], place, right=True).sub_(1).clamp_(0, len(mean) - 1)
+        rows = shapes.cleared(shapes.states_of_lane(states, lane, order), starts[lane, -1]) - mean[group]
+        sums = torch.segment_reduce(rows.square_(), "sum", offsets=starts[lane].long(), axis=0, unsafe=True)
+        variances[lane // heads, :, lane % heads] = sums / starts[lane].diff().clamp(min=1)[:, None]
+    return variances
 
 
 def left_out(mask: BlockMask, starts: Tensor, *, lengths: Tensor | None = None, heads: int = 1) -> Tensor:
@@ -122,6 +154,28 @@ def check_starts(starts: Tensor, states: Tensor) -> Tensor:
             f"{list(starts.shape)}"
         )
     return starts.to(states.device)
+
+
+def _checked(
+    states: Tensor, starts: Tensor, order: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Starts of every lane, none past its length, and the order, of what was given to `group_mean`."""
+    shapes.check_states("states", states)
+    order, lengths = shapes.check_order("order", order, states), shapes.check_lengths("lengths", lengths, states)
+    return _of_lanes(check_starts(starts, states), lengths, states), order
+
+
+def _groups(states: Tensor, starts: Tensor, order: Tensor | None) -> tuple[Order, Tensor]:
+    """What the kernels take: groups of every lane, and zeros for those without tokens."""
+    if order is None:
+        order = torch.arange(states.shape[1], dtype=torch.int32, device=states.device)[None]
+    empty = states.new_zeros(len(starts), starts.shape[1] - 1, states.shape[3], dtype=torch.float32)
+    return Order(order.repeat(len(starts) // len(order), 1), starts), empty
+
+
+def _of_batch(of_lanes: Tensor, states: Tensor) -> Tensor:
+    """``[lanes, groups, head_dim]`` as ``[batch, groups, heads, head_dim]``, a view."""
+    return of_lanes.view(states.shape[0], states.shape[2], -1, states.shape[3]).transpose(1, 2)
 
 
 def _of_lanes(starts: Tensor, lengths: Tensor | None, states: Tensor) -> Tensor:

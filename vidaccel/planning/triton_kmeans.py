@@ -1,4 +1,4 @@
-"""Triton kernels of `kmeans`: nearest centroids on the tensor cores, and means of tokens sorted by cluster."""
+"""Triton kernels of `kmeans` and `groups`: nearest centroids on the tensor cores, and moments of sorted tokens."""
 
 from __future__ import annotations
 
@@ -55,9 +55,12 @@ def nearest(
 @triton.jit(do_not_specialize=["tokens", "heads", "clusters"])
 def mean_rows(
     points, order, starts, old, out, p_batch, p_token, p_head, tokens, heads, clusters,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GATHERED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, GATHERED: tl.constexpr, SQUARED: tl.constexpr,
 ):  # fmt: skip
-    """The mean of the tokens of one cluster, which are next to each other in `order`; `old` if it has none."""
+    """The mean of the tokens of one cluster, which are next to each other in `order`; `old` if it has none.
+
+    If SQUARED, the mean of the squares of what they differ by from `old`.
+    """
     lane, cluster = tl.program_id(0) // clusters, tl.program_id(0) % clusters
     dims = tl.arange(0, BLOCK_D)
     wide = dims < HEAD_DIM
@@ -65,16 +68,21 @@ def mean_rows(
     order += lane.to(tl.int64) * tokens
     starts += lane.to(tl.int64) * (clusters + 1) + cluster
     begin, end = tl.load(starts), tl.load(starts + 1)
+    at = tl.program_id(0).to(tl.int64) * HEAD_DIM + dims
+    before = tl.load(old + at, mask=wide, other=0.0)
     total = tl.zeros([GATHERED, BLOCK_D], tl.float32)
     for first in range(begin, end, GATHERED):
         position = first + tl.arange(0, GATHERED)
         token = tl.load(order + position, mask=position < end, other=0).to(tl.int64)
         row = tl.load(points + token[:, None] * p_token + dims[None, :],
                       mask=(position < end)[:, None] & wide[None, :], other=0.0)  # fmt: skip
-        total += row.to(tl.float32)
-    at = tl.program_id(0).to(tl.int64) * HEAD_DIM + dims
+        row = row.to(tl.float32)
+        if SQUARED:
+            row = tl.where((position < end)[:, None], row - before[None, :], 0.0)
+            row *= row
+        total += row
     mean = tl.sum(total, 0) / tl.maximum(end - begin, 1).to(tl.float32)
-    mean = tl.where(end > begin, mean, tl.load(old + at, mask=wide, other=0.0))
+    mean = tl.where(end > begin, mean, before)
     tl.store(out + at, mean, mask=wide)
 
 
@@ -94,6 +102,15 @@ def means(points: Tensor, order: Order, centroids: Tensor) -> Tensor:
     return out
 
 
+def variances(points: Tensor, order: Order, centroids: Tensor) -> Tensor:
+    """The second result of `groups.group_moments`, of checked arguments; `centroids` are the first, 0 for empty ones.
+    """
+    launch = prepare_means(points, order, centroids, squared=True)
+    launch.run()
+    out: Tensor = launch.arguments["out"]
+    return out
+
+
 def prepare_assign(points: Tensor, centroids: Tensor) -> Launch:
     """The launch of `nearest`; its ``labels`` are the result."""
     lanes, clusters, _ = centroids.shape
@@ -108,7 +125,7 @@ def prepare_assign(points: Tensor, centroids: Tensor) -> Launch:
     return Launch(nearest, arguments, constants, {"num_warps": warps, "num_stages": 2}, grid)
 
 
-def prepare_means(points: Tensor, order: Order, centroids: Tensor) -> Launch:
+def prepare_means(points: Tensor, order: Order, centroids: Tensor, squared: bool = False) -> Launch:
     """The launch of `mean_rows`; its ``out`` is the result."""
     lanes, clusters, _ = centroids.shape
     old = centroids.contiguous()
@@ -116,8 +133,8 @@ def prepare_means(points: Tensor, order: Order, centroids: Tensor) -> Launch:
         **_points(points), "order": order.order.contiguous(), "starts": order.starts.contiguous(), "old": old,
         "out": torch.empty_like(old), "clusters": clusters,
     }  # fmt: skip
-    return Launch(mean_rows, arguments, {**_dims(points), "GATHERED": GATHERED}, {"num_warps": 4, "num_stages": 2},
-                  (lanes * clusters,))  # fmt: skip
+    constants = {**_dims(points), "GATHERED": GATHERED, "SQUARED": squared}
+    return Launch(mean_rows, arguments, constants, {"num_warps": 4, "num_stages": 2}, (lanes * clusters,))
 
 
 def _points(points: Tensor) -> dict[str, object]:
