@@ -34,7 +34,7 @@ WINDOWED = 0.5
 
 
 def decay(mass: Tensor, grid: Grid) -> list[Pattern]:
-    """The blocks with most attention by distance at each level, in the best orders.
+    """The blocks with most attention by distance at each level, in all orders.
 
     Args:
         mass: fp64, of `measure.by_axis`.
@@ -48,19 +48,14 @@ def decay(mass: Tensor, grid: Grid) -> list[Pattern]:
 
 
 def at_levels(weights: Decay, grid: Grid) -> list[Pattern]:
-    """A head's weights, wherever they were learned, at each level in the best orders of a grid, 3-D tiles among them.
+    """A head's weights, wherever they were learned, at each level in all orders of a grid, 3-D tiles among them.
 
     Args:
         weights: of any order and density.
     """
-    layout, block = grid.layout, grid.block
-    names = (*orders.AXES, "tile:{}x{}x{}".format(*orders.compact_tile(layout, block)))
-    made = [dataclasses.replace(weights, axes=name, density=1.0) for name in names]
-    found: list[Pattern] = []
-    for level in LEVELS:
-        best = sorted(made, key=lambda each: -each.held(layout, block, level))[:BEST_ORDERS]
-        found += [dataclasses.replace(each, density=level) for each in best]
-    return found
+    # All of them: what the weights say is kept does not rank orders as errors do, and measuring costs little.
+    names = (*orders.AXES, "tile:{}x{}x{}".format(*orders.compact_tile(grid.layout, grid.block)))
+    return [dataclasses.replace(weights, axes=name, density=level) for level in LEVELS for name in names]
 
 
 def cells(mass: Tensor, grid: Grid) -> list[Pattern]:
@@ -98,7 +93,7 @@ def stripes(mass: Tensor, grid: Grid) -> list[Pattern]:
 
 
 def elsewhere(made: Sequence[Pattern], grid: Grid) -> tuple[Pattern, ...]:
-    """A head's candidates of one size for another: its weights in the orders that are best there, others as they are.
+    """A head's candidates of one size for another: its weights on that grid, others as they are.
 
     Args:
         made: of the makers here, from one head's maps.
