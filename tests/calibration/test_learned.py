@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from vidaccel.calibration import learned
@@ -36,9 +38,9 @@ def test_the_reach_of_a_head_is_found_and_is_the_same_on_other_grids() -> None:
     near = torch.exp2(-(torch.arange(8)[:, None] - torch.arange(8)).abs().double())
     mass = torch.cat([torch.ones(64, dtype=torch.float64), near.flatten(), near.flatten()])
     found = decay(mass, GRID)
-    assert len(found) == learned.BEST_ORDERS * len(learned.LEVELS)
-    for number, each in enumerate(found):
-        assert isinstance(each, Decay) and each.density == learned.LEVELS[number // learned.BEST_ORDERS]
+    names = [*orders.AXES, "tile:2x2x2"]
+    for each, (level, name) in zip(found, itertools.product(learned.LEVELS, names), strict=True):
+        assert isinstance(each, Decay) and each.density == level and each.order == name
         assert density_of(each, LAYOUT, BLOCK) <= max(each.density, 1 / 64) + 1e-6
     # A block is the eight frames of one place: those of the same and of neighbouring places are kept.
     best = next(each for each in found if each.order in ("HWF", "WHF") and each.density == 0.05)

@@ -202,6 +202,13 @@ def test_the_method_watches_the_heads_that_will_choose() -> None:
     assert state["inner"]["watched"]
 
 
+def test_its_method_knows_of_a_compensation() -> None:
+    made = mixed(dynamic="semantic")
+    beside = made.compensated("centroid")
+    assert beside == made and beside.chooses.rank == "error" and made.chooses.rank is None  # type: ignore[attr-defined]
+    assert beside.compensated(None).chooses.rank == "error", "a rank that is settled stays"  # type: ignore[attr-defined]
+
+
 def test_branches_share_what_the_method_has_in_common_for_its_heads() -> None:
     made, common = mixed(dynamic="semantic"), {}  # type: tuple[Mixed, dict[str, Any]]
     states_of: dict[str, dict[str, Any]] = {branch: {COMMON: common} for branch in ("cond", "uncond")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class Mixed(HeadProfile):
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
         super().check_models(models)
         self.chooses.check_models(models)
+
+    def compensated(self, name: str | None) -> Mixed:
+        made = copy.copy(self)
+        object.__setattr__(made, CHOOSES, self.chooses.compensated(name))
+        return made
 
     def reused(self, state: dict[str, Any]) -> bool:
         return not state[CHOSE] or self.chooses.reused(state[INNER])

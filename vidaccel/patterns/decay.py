@@ -148,23 +148,12 @@ class Decay(Rule):
 
     def blocks(self, layout: TokenLayout, block: int) -> Tensor:
         placed = orders.placed(layout, self.axes)
-        ranked, share = self._ranked(layout, block)
+        # One ranking serves every density.
+        ranked, share = _ranked(replace(self, density=1.0), layout, block)
         kept = torch.zeros(len(ranked), dtype=torch.bool)
         kept[ranked[: int((share <= self.density + 1e-9).sum())]] = True
         tiles = math.isqrt(len(ranked))
         return cover.with_text(kept.view(tiles, tiles).fill_diagonal_(True), placed, block)
-
-    def held(self, layout: TokenLayout, block: int, density: float) -> float:
-        """The share of the weight that its blocks would hold at a density."""
-        score = scores(self, layout, block).flatten()
-        ranked, share = self._ranked(layout, block)
-        area = share.diff(prepend=share.new_zeros(1))
-        mass = score[ranked].double() * area
-        return float(mass[share <= density + 1e-9].sum() / mass.sum())
-
-    def _ranked(self, layout: TokenLayout, block: int) -> tuple[Tensor, Tensor]:
-        # One ranking serves every density.
-        return _ranked(replace(self, density=1.0), layout, block)
 
 
 @functools.lru_cache(KEPT)
