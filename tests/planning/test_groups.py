@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,6 +32,16 @@ def random_groups(rows: int, clusters: int = 7) -> tuple[Tensor, Tensor]:
     return order.order, order.starts
 
 
+def tokens_of_groups(order: Tensor, starts: Tensor, lengths: Tensor | None) -> Iterator[tuple[int, int, int, Tensor]]:
+    """Batch row, head, group and its valid tokens, one after the other."""
+    for lane in range(BATCH * HEADS):
+        batch, head = divmod(lane, HEADS)
+        row, length = lane % len(order), TOKENS if lengths is None else int(lengths[batch])
+        for group in range(starts.shape[1] - 1):
+            first, last = (min(int(each), length) for each in starts[row, group : group + 2])
+            yield batch, head, group, order[row, first:last].long()
+
+
 def random_mask(patterns: int, seed: int = 0, slack: int = 0) -> BlockMask:
     """Token-exact ranges of tiles of 8 queries, some without any."""
     generator = torch.Generator().manual_seed(seed)
@@ -48,14 +60,9 @@ def test_means_are_those_of_loops(rows: int, lengths: Tensor | None) -> None:
         states[1, order[-1, 31:].long(), -1] = float("nan")
     means = group_mean(states, starts, order=order, lengths=lengths)
     assert means.shape == (BATCH, 7, HEADS, HEAD_DIM) and means.dtype == torch.float32
-    for lane in range(BATCH * HEADS):
-        batch, head = divmod(lane, HEADS)
-        length = TOKENS if lengths is None else int(lengths[batch])
-        for group in range(7):
-            first, last = (min(int(each), length) for each in starts[lane % rows, group : group + 2])
-            tokens = order[lane % rows, first:last].long()
-            mean = states[batch, tokens, head].sum(0) / max(1, len(tokens))
-            torch.testing.assert_close(means[batch, group, head], mean)
+    for batch, head, group, tokens in tokens_of_groups(order, starts, lengths):
+        mean = states[batch, tokens, head].sum(0) / max(1, len(tokens))
+        torch.testing.assert_close(means[batch, group, head], mean)
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS])
@@ -67,14 +74,9 @@ def test_moments_are_those_of_loops(rows: int, lengths: Tensor | None) -> None:
     means, variances = group_moments(states, starts, order=order, lengths=lengths)
     assert torch.equal(means, group_mean(states, starts, order=order, lengths=lengths))
     assert variances.shape == means.shape and variances.dtype == torch.float32
-    for lane in range(BATCH * HEADS):
-        batch, head = divmod(lane, HEADS)
-        length = TOKENS if lengths is None else int(lengths[batch])
-        for group in range(7):
-            first, last = (min(int(each), length) for each in starts[lane % rows, group : group + 2])
-            tokens = order[lane % rows, first:last].long()
-            expected = states[batch, tokens, head].double().var(0, correction=0) if len(tokens) else torch.zeros(8)
-            torch.testing.assert_close(variances[batch, group, head], expected.float())
+    for batch, head, group, tokens in tokens_of_groups(order, starts, lengths):
+        expected = states[batch, tokens, head].double().var(0, correction=0) if len(tokens) else torch.zeros(8)
+        torch.testing.assert_close(variances[batch, group, head], expected.float())
 
 
 def test_variances_of_groups_far_from_zero() -> None:

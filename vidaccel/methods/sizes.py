@@ -47,6 +47,8 @@ class Sizes:
         self._budget = budget
         grid = (profile.calibration or {}).get("grid")
         self._tables = [(grid, profile.heads), *((str(each.layout), each.heads) for each in profile.heads_at)]
+        # Of one size only, it need not say which.
+        self._layouts = [layout_of(each, "a grid") for each in self.grids] if len(self._tables) > 1 else []
         self._chosen: dict[int, Chosen] = {}
         self._check()
 
@@ -78,12 +80,11 @@ class Sizes:
             raise ValueError(f"{where} on {layout}, as measured on {self.grids[index]}: {error}") from error
 
     def _nearest(self, layout: TokenLayout) -> int:
-        if len(self._tables) == 1 or str(layout) == self.grids[0]:
+        if not self._layouts:
             return 0
-        known = [layout_of(grid, "a grid") for grid in self.grids]
-        if layout in known:
-            return known.index(layout)
-        apart = [abs(math.log(each.video_tokens / layout.video_tokens)) for each in known]
+        if layout in self._layouts:
+            return self._layouts.index(layout)
+        apart = [abs(math.log(each.video_tokens / layout.video_tokens)) for each in self._layouts]
         return apart.index(min(apart))
 
     def _choose(self, index: int) -> Chosen:
