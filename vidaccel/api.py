@@ -12,20 +12,26 @@ from torch import nn
 from vidaccel import compensation as compensations
 from vidaccel import kernels
 from vidaccel import profile as profiles
+from vidaccel.caching import Cache, CachePolicy
+from vidaccel.caching import cache as make_cache
 from vidaccel.compensation import Compensation
 from vidaccel.methods import METHODS, Method, ModelFacts, named
 from vidaccel.methods import method as make_method
 from vidaccel.methods.head_profile import HeadProfile
+from vidaccel.patched import Untouched
 from vidaccel.pipelines import experts, family_of
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
-from vidaccel.session import ATTRIBUTE, Session, Setting
+from vidaccel.session import ATTRIBUTE, Session
+from vidaccel.setting import Setting
 from vidaccel.summary import Summary
+
+AUTO = "auto"
 
 
 def enable(
     target: Any,
-    method: str | Method | Profile | os.PathLike[str] | None = None,
+    method: str | Method | Profile | os.PathLike[str] | None = AUTO,
     *,
     schedule: Schedule | Mapping[str, Any] | None = None,
     backend: str = "auto",
@@ -34,6 +40,7 @@ def enable(
     precision: str | None = None,
     check_finite: bool = False,
     compensation: str | Mapping[str, Any] | Compensation | None = None,
+    cache: str | Mapping[str, Any] | CachePolicy | Cache | None = None,
     **options: Any,
 ) -> Session:
     """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
@@ -41,8 +48,8 @@ def enable(
     Args:
         target: a diffusers pipeline, or a bare transformer.
         method: a method's name, a `Method`, a `Profile`, or the path of one: a name that ends in ".json", or a
-            `pathlib.Path`, also of a folder with one. Without it, the profile in the model's folder or shipped for the
-            model, else "radial" with the family's defaults.
+            `pathlib.Path`, also of a folder with one. "auto" is the profile in the model's folder or shipped for the
+            model, else "radial" with the family's defaults. None leaves attention alone, for a cache by itself.
         schedule: which steps and layers stay dense; the profile's or the family's by default.
         backend: "auto", "triton", "cpu", "flex" or "reference".
         min_tokens: calls with fewer tokens stay dense; so do those that the cost model expects to be slower sparse than
@@ -55,6 +62,9 @@ def enable(
             debugging: it waits for the GPU in every call.
         compensation: what makes up for skipped keys, by name, as ``{"name": ..., OPTION: ...}`` or as it is: see
             `vidaccel.compensation`. The profile's by default, else None: nothing does.
+        cache: which steps reuse what earlier ones computed: a policy's name; ``{"name": ..., OPTION: ...}`` with
+            options of the policy and limits of `vidaccel.caching.Cache`; a policy; or a `Cache`. None computes every
+            step.
         options: fields of the method, such as ``density=0.25``.
 
     Returns:
@@ -68,18 +78,24 @@ def enable(
     modules = experts(target)
     transformer = next(iter(modules.values()))
     family = family_of(transformer)
+    if method is None and cache is None:
+        raise ValueError('method=None leaves attention alone, and there is no cache: nothing would be enabled; give a '
+                         'cache, or method="auto"')  # fmt: skip
     profile = _profile(target, method)
+    reuse = make_cache(cache)
     chosen = _method(method, profile, family.name, options)
     models = {name: facts(module) for name, module in modules.items()}
     if profile is not None:
         profile.check(models)
     chosen.check_models(models)
+    if reuse is not None and reuse.policy.calibration is not None:
+        reuse.policy.calibration.check_models(models)
     if schedule is None:
         own = profile.schedule if profile and profile.schedule else chosen.schedule()
         schedule = own or family.schedule(target, transformer)
     resolved = Schedule.of(schedule)
     if not hasattr(target, "scheduler"):
-        resolved.resolve(num_inference_steps, 1)
+        resolved.resolve(num_inference_steps, 1, (reuse.first, reuse.last_steps) if reuse else None)
     min_tokens = profile.min_tokens if min_tokens is None and profile else min_tokens
     if min_tokens is not None and (not isinstance(min_tokens, int) or min_tokens < 0):
         raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
@@ -89,7 +105,8 @@ def enable(
     kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
     made_up = compensations.compensation(compensation)
     chosen = chosen.compensated(made_up.name if made_up else None)
-    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite, made_up)
+    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite, made_up,
+                      cache=reuse)  # fmt: skip
     session = Session(target, modules, setting)
     _replace(modules, session)
     return session
@@ -190,7 +207,7 @@ def _profile(target: Any, method: Any) -> Profile | None:
     if isinstance(method, os.PathLike) or (isinstance(method, str) and method.endswith(".json")):
         return Profile.from_pretrained(method) if os.path.isdir(method) else Profile.load(method)
     config = getattr(target, "config", None)
-    return profiles.find(getattr(config, "_name_or_path", None)) if method is None else None
+    return profiles.find(getattr(config, "_name_or_path", None)) if method == AUTO else None
 
 
 def _method(method: Any, profile: Profile | None, family: str, options: dict[str, Any]) -> Method:
@@ -198,8 +215,12 @@ def _method(method: Any, profile: Profile | None, family: str, options: dict[str
         if options:
             raise ValueError(f"options ({', '.join(options)}) go with a method's name; {method!r} has its own")
         return method
+    if method is None:
+        if options:
+            raise ValueError(f"method=None leaves attention alone and has no options, got {', '.join(options)}")
+        return Untouched()
     if profile is not None:
         return profiled(profile, family, options)
-    if method is not None and not isinstance(method, str):
+    if not isinstance(method, str):
         raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
-    return make_method(method or "radial", family, **options)
+    return make_method("radial" if method == AUTO else method, family, **options)

@@ -25,6 +25,8 @@ class Clock:
         """Step of this run, from 0."""
         self.steps = steps
         """Steps of this run, None where unknown."""
+        self.timesteps: tuple[float, ...] | None = None
+        """The timestep of each step of this run, None where unknown."""
         self.calls = 0
         """Transformer calls of this step before the present one."""
 
@@ -38,7 +40,8 @@ class Clock:
         new_run = self._fresh or timesteps is not self._source or timestep > self._last
         if new_run:
             self._fresh, self._source, self.step, self.calls = False, timesteps, 0, 0
-            self.steps = self._given if timesteps is None else _remaining(timesteps, timestep)
+            self.timesteps = None if timesteps is None else _remaining(timesteps, timestep)
+            self.steps = self._given if self.timesteps is None else len(self.timesteps)
         elif timestep < self._last:
             self.step, self.calls = self.step + 1, 0
         else:
@@ -47,8 +50,7 @@ class Clock:
         return new_run
 
 
-def _remaining(timesteps: Tensor, first: float) -> int:
-    """Steps from timestep `first` on: a video-to-video run starts late, and Heun's schedulers list timesteps twice."""
-    values = [value for value, _ in itertools.groupby(timesteps.tolist())]
-    start = min(range(len(values)), key=lambda index: abs(values[index] - first))
-    return len(values) - start
+def _remaining(timesteps: Tensor, first: float) -> tuple[float, ...]:
+    """Those from timestep `first` on: a video-to-video run starts late, and Heun's schedulers list timesteps twice."""
+    values = [float(value) for value, _ in itertools.groupby(timesteps.tolist())]
+    return tuple(values[min(range(len(values)), key=lambda index: abs(values[index] - first)) :])

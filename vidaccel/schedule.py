@@ -54,19 +54,30 @@ class Schedule:
         """Whether it can only be resolved for a known number of steps."""
         return (isinstance(self.dense_first_steps, float) and self.dense_first_steps > 0) or self.dense_last_steps > 0
 
-    def resolve(self, steps: int | None, layers: int) -> StepPlan:
+    def resolve(self, steps: int | None, layers: int, computed: tuple[float, float] | None = None) -> StepPlan:
         """The plan of a run of `steps` steps on a model of `layers` attention layers.
 
+        Args:
+            computed: steps at the start and at the end of the run that a cache never reuses, each a count or a
+                fraction; None without a cache.
+
         Raises:
-            ValueError: `steps` is None and this schedule needs it.
+            ValueError: `steps` is None and this schedule, or `computed`, needs it.
         """
+        if steps is None and computed is not None and (isinstance(computed[0], float) or computed[1]):
+            raise ValueError("which steps a cache may reuse depends on the number of steps, which a bare transformer "
+                             "does not know: pass num_inference_steps, or a count of first_steps and last_steps=0")
         if steps is None and self.needs_steps:
             raise ValueError(
                 f"{self} is relative to the number of steps, which a bare transformer does not know: pass "
                 "num_inference_steps, or give dense_first_steps as a count and no dense_last_steps"
             )
         end = math.inf if steps is None else steps - _count(self.dense_last_steps, steps)
-        return StepPlan(_count(self.dense_first_steps, steps or 0), end, _count(self.dense_first_layers, layers))
+        first, last = computed if computed is not None else (0, 0)
+        reuse_end = math.inf if steps is None else steps - _count(last, steps)
+        # Nothing stands before the first step that could be reused.
+        reuse = (max(1, _count(first, steps or 0)), reuse_end) if computed is not None else (0, 0)
+        return StepPlan(_count(self.dense_first_steps, steps or 0), end, _count(self.dense_first_layers, layers), reuse)
 
 
 def _count(value: float, total: int) -> int:
@@ -77,11 +88,16 @@ def _count(value: float, total: int) -> int:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A `Schedule` resolved for one run: sparse are the steps ``[first_step, end_step)`` from `first_layer` on."""
+    """A `Schedule` resolved for one run: sparse are the steps ``[first_step, end_step)`` from `first_layer` on.
+
+    Args:
+        reusable: steps ``[start, end)`` that a cache may reuse or predict; all others are computed.
+    """
 
     first_step: int
     end_step: float
     first_layer: int
+    reusable: tuple[int, float] = (0, 0)
 
     @property
     def any_sparse(self) -> bool:
@@ -90,4 +106,13 @@ class StepPlan:
 
     def is_sparse(self, step: int, layer: int) -> bool:
         """Whether this layer of this step is sparse."""
-        return self.first_step <= step < self.end_step and layer >= self.first_layer
+        return self.sparse_step(step) and layer >= self.first_layer
+
+    def sparse_step(self, step: int) -> bool:
+        """Whether some layer of this step may be sparse. Where two computed steps differ in this, or in the density
+        level, nothing of the one stands for the other."""
+        return self.first_step <= step < self.end_step
+
+    def may_reuse(self, step: int) -> bool:
+        """Whether a cache may reuse or predict this step."""
+        return self.reusable[0] <= step < self.reusable[1]

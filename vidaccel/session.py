@@ -5,108 +5,36 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vidaccel import debug, kernels
+from vidaccel.caching.base import CachePolicy
+from vidaccel.caching.calibration import shift_of
+from vidaccel.caching.runtime import Arrival, Runtime
+from vidaccel.caching.signals import twice
 from vidaccel.clock import Clock
-from vidaccel.compensation import Compensation
-from vidaccel.costs import CostModel, default_for
+from vidaccel.costs import default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
-from vidaccel.methods.base import COMMON, Method
+from vidaccel.methods.base import COMMON
+from vidaccel.patched import Expert, Layer, Untouched
 from vidaccel.pipelines import family_of
-from vidaccel.pipelines.base import Call, Family, Mode, Processor
+from vidaccel.pipelines.adapters import adapters
+from vidaccel.pipelines.base import Call, Family, Mode
 from vidaccel.plan import AttentionPlan
-from vidaccel.schedule import Schedule, StepPlan
+from vidaccel.setting import Moment, Setting
 from vidaccel.site import Site
-from vidaccel.statics import StaticPlans, expected
+from vidaccel.statics import StaticPlans, expected, expected_density
 from vidaccel.summary import Summary, Tally
 
 ATTRIBUTE = "_vidaccel_session"
 """Where a patched transformer keeps its session."""
 LAYOUTS_KEPT = 8
 FIRST_STEPS = "in first steps"
-
-
-class Layer:
-    """One patched attention layer: what the op's handle stands for."""
-
-    def __init__(self, session: Session, expert: str, index: int, family: Family, module: Any) -> None:
-        self.session = session
-        self.expert = expert
-        self.index = index
-        self.module = module
-        self.stock = module.processor
-        self.processor: Processor = family.processor(self.stock, op.handle(self))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
-        """Dense or sparse attention, as the session decides for this moment of the run."""
-        return self.session.attend(self, query, key, value, key_lengths)
-
-    def patch(self) -> None:
-        """Put our processor in place."""
-        self.module.processor = self.processor
-
-    def restore(self) -> None:
-        """Put the very same stock processor back, unless someone else has replaced ours."""
-        if self.module.processor is self.processor:
-            self.module.processor = self.stock
-
-
-class Expert:
-    """One patched transformer: its layers, and the hook before its forward."""
-
-    def __init__(self, session: Session, name: str, transformer: nn.Module) -> None:
-        self.session, self.name, self.transformer = session, name, transformer
-        self.family = family_of(transformer)
-        modules: list[Any] = self.family.sites(transformer)
-        foreign = [type(module.processor).__name__ for module in modules if not self.family.stock(module.processor)]
-        if foreign:
-            raise ValueError(
-                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
-                "diffusers' own: remove what set it before enabling sparse attention"
-            )
-        self.layers = [Layer(session, name, index, self.family, module) for index, module in enumerate(modules)]
-
-    def before_forward(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
-        """Tell the session of a transformer call, and the layers how to attend in it."""
-        if any(layer.module.processor is not layer.processor for layer in self.layers):
-            raise RuntimeError(
-                f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
-                "enabled, as fuse_qkv_projections() does: disable it, then enable it again"
-            )
-        self.session.begin(self, Call(args, kwargs))
-
-
-@dataclasses.dataclass(frozen=True)
-class Moment:
-    """What the layers of one transformer call have in common."""
-
-    expert: str
-    branch: str
-    step: int
-    layout: TokenLayout
-    plan: StepPlan
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What the user chose; see `vidaccel.enable`."""
-
-    method: Method
-    schedule: Schedule
-    backend: str
-    min_tokens: int | None
-    """None lets the cost model alone decide which calls are too short; 0 turns it off too."""
-    steps: int | None
-    precision: str | None = None
-    check_finite: bool = False
-    compensation: Compensation | None = None
-    costs: CostModel | None = None
-    """None for the coefficients that are shipped for the device."""
 
 
 class Session:
@@ -127,6 +55,8 @@ class Session:
         self._state: dict[tuple[str, str, str, int], dict[str, Any]] = {}
         self._experts: list[Expert] = []
         self._hooks: list[Any] = []
+        self._halves = False
+        self._runtime = None if setting.cache is None else Runtime(setting.cache)
         # Per instance, so that the caches die with the session.
         self._statics_of = functools.lru_cache(LAYOUTS_KEPT)(self._new_statics)
         self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
@@ -146,7 +76,7 @@ class Session:
         """
         try:
             for name, transformer in self._modules.items():
-                self._attach(Expert(self, name, transformer))
+                self._attach(Expert(self, name, transformer, self.setting.method.name != Untouched.name))
         except BaseException:
             self.detach()
             raise
@@ -158,12 +88,16 @@ class Session:
         # Never compiled: a compiler then guards on the modes that the hook sets, one graph for each.
         hook = torch.compiler.disable(expert.before_forward)
         self._hooks.append(expert.transformer.register_forward_pre_hook(hook, with_kwargs=True))
+        if self._runtime is not None:
+            self._runtime.attach(expert.transformer, expert.family)
         setattr(expert.transformer, ATTRIBUTE, self)
 
     def detach(self) -> None:
         """Undo everything that `attach` did; harmless when there is nothing to undo."""
         for hook in self._hooks:
             hook.remove()
+        if self._runtime is not None:
+            self._runtime.detach()
         for layer in (layer for expert in self._experts for layer in expert.layers):
             layer.restore()
         for transformer in self._modules.values():
@@ -179,30 +113,79 @@ class Session:
 
     def summary(self) -> Summary:
         """The setting and what the last run did."""
-        setting = self.setting
+        setting, runtime = self.setting, self._runtime
+        cache = None if setting.cache is None else setting.cache.to_dict()
+        if runtime is not None:
+            self._tally.spared = runtime.log.spared
         return Summary(
             self.family.name, setting.method.name, dataclasses.asdict(setting.method),  # type: ignore[call-overload]
             dataclasses.asdict(setting.schedule), setting.min_tokens, setting.backend, setting.precision, self.runs,
-            self._tally, setting.compensation.to_dict() if setting.compensation is not None else None,
+            self._tally, setting.compensation.to_dict() if setting.compensation is not None else None, cache,
+            None if runtime is None else runtime.log,
         )  # fmt: skip
 
     def begin(self, expert: Expert, call: Call) -> None:
         """Take note of a transformer call: its run, step and guidance branch, and how each layer attends in it."""
         layout, timestep = expert.family.layout(expert.transformer, call), expert.family.timestep(call)
-        if self._clock.tick(float(timestep.max()), self._timesteps()):
+        now = float(timestep.max())
+        if self._clock.tick(now, self._timesteps()):
             self._begin_run()
         self.setting.method.check_steps(self._clock.steps)
-        plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers))
+        plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers), self.setting.computed)
         branches, branch = expert.family.branches, self._clock.calls
         name = branches[branch] if branch < len(branches) else f"pass{branch}"
         self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
+        if expert.layers:
+            self._check_plans(expert, call, layout, timestep.device)
+        if self._runtime is None or not self._caches(self._runtime.cache.min_steps):
+            self._prepare(expert, timestep.device, range(len(expert.layers)))
+        else:
+            self._runtime.begin(self._arrival(expert, call, now, timestep.device), expert.transformer, expert.family)
+
+    def _check_plans(self, expert: Expert, call: Call, layout: TokenLayout, device: torch.device) -> None:
+        """Refuse what cannot be, before the dense steps at the start are spent."""
         if self.setting.method.static and layout.tokens >= (self.setting.min_tokens or 0):
             # A plan that cannot be made should fail before the first step, not after the dense ones.
             self._statics.made(self._site(expert.layers[-1]))
-        self._check(expert, call, timestep.device)
-        for layer in expert.layers:
-            layer.processor.mode = self._mode(layer, timestep.device)
+        self._check(expert, call, device)
+
+    def _prepare(self, expert: Expert, device: torch.device, blocks: Sequence[int]) -> None:
+        """Tell the layers of some blocks, which are about to run, how to attend."""
+        for index in blocks if expert.layers else ():
+            expert.layers[index].processor.mode = self._mode(expert.layers[index], device)
+
+    def _caches(self, least: int) -> bool:
+        """Whether this call is the cache's affair."""
+        steps = self._clock.steps
+        if steps is not None and steps < least:
+            self._tally.note(f"{steps} steps leave little to cache, so that all are computed: fewer than "
+                             f"min_steps={least}")  # fmt: skip
+            return False
+        return not torch.is_grad_enabled()
+
+    def _arrival(self, expert: Expert, call: Call, timestep: float, device: torch.device) -> Arrival:
+        """This transformer call as the cache sees it."""
+        assert self.setting.cache is not None
+        now, clock = self._now, self._clock
+        sparse = bool(expert.layers) and now.plan.sparse_step(now.step)
+        level, allowance = None, 1.0
+        if sparse:
+            site = self._site(expert.layers[-1])
+            level, allowance = self.setting.method.level(site), self.setting.cache.allowance(self._expected(site))
+        if now.step == 0 and expert.family.batched_guidance:
+            # Known by what the call is, not by the pipeline's guidance scale, which may change over the run.
+            self._halves = twice(call.get("hidden_states", 0))
+        return Arrival(
+            now.expert, now.branch, clock.calls, now.step, clock.steps, timestep, clock.timesteps,
+            now.plan.may_reuse(now.step), (sparse, level, adapters(expert.transformer, call)), sparse, allowance,
+            0.5 if self._halves else 0.0, call, functools.partial(self._prepare, expert, device),
+        )  # fmt: skip
+
+    def _expected(self, site: Site) -> float:
+        """The density that sparse calls at a site are expected to have."""
+        method = self.setting.method
+        return self._statics.density(site) if method.static else expected_density(method, site)
 
     def _timesteps(self) -> Tensor | None:
         timesteps = getattr(getattr(self._owner(), "scheduler", None), "timesteps", None)
@@ -211,7 +194,23 @@ class Session:
     def _begin_run(self) -> None:
         self._state.clear()
         self._tally = Tally()
+        if self._runtime is not None:
+            self._check_calibration(self._runtime.cache.policy)
+            self._halves = False
+            self._runtime.begin_run()
         self.runs += 1
+
+    def _check_calibration(self, policy: CachePolicy) -> None:
+        """Refuse a run that the cache's calibration is not for, before its first forward."""
+        if policy.calibration is None:
+            return
+        owner = self._owner()
+        scheduler = getattr(owner, "scheduler", None)
+        policy.calibration.check(
+            {}, self._clock.steps, None if scheduler is None else type(scheduler).__name__,
+            None if scheduler is None else shift_of(scheduler), getattr(owner, "guidance_scale", None),
+            self.setting.attention, same_steps=not policy.any_steps,
+        )  # fmt: skip
 
     def _check(self, expert: Expert, call: Call, device: torch.device) -> None:
         """Let the compensation refuse sparse calls to come, before the dense steps at the start are spent."""

@@ -23,6 +23,7 @@ class StaticPlans:
         self._layout = layout
         self._made: dict[Site, AttentionPlan] = {}
         self._moved: dict[tuple[Site, torch.device], AttentionPlan] = {}
+        self._densities: dict[Site, float] = {}
         self._shares: dict[tuple[Site, CostModel], float] = {}
 
     def made(self, site: Site) -> AttentionPlan:
@@ -39,6 +40,13 @@ class StaticPlans:
             self._moved[place, device] = plan.to(device)
         return self._moved[place, device]
 
+    def density(self, site: Site) -> float:
+        """Video density of the plan that serves a site."""
+        place = self._method.static_site(site)
+        if place not in self._densities:
+            self._densities[place] = float(self.made(site).video_densities(self._layout).mean())
+        return self._densities[place]
+
     def share(self, site: Site, costs: CostModel, heads: int, head_dim: int) -> float:
         """Modelled time of the plan that serves a site over that of dense attention, for calls of so many heads."""
         place = self._method.static_site(site)
@@ -47,12 +55,14 @@ class StaticPlans:
         return self._shares[place, costs]
 
 
+def expected_density(method: Method, site: Site) -> float:
+    """The least video density of a method which is not static, as far as its options tell."""
+    density = method.density_at(site) if isinstance(method, Dynamic) else getattr(method, "density", None)
+    return float(density) if isinstance(density, int | float) else 0.0
+
+
 def expected(method: Method, site: Site) -> Counts:
     """The least that a plan of a method which is not static can ask for, as far as its options tell."""
-    density = method.density_at(site) if isinstance(method, Dynamic) else getattr(method, "density", None)
     block = getattr(method, "block", None)
-    return Counts.expected(
-        site.layout.tokens,
-        float(density) if isinstance(density, int | float) else 0.0,
-        block if isinstance(block, int) else DEFAULT_BLOCK,
-    )
+    least = block if isinstance(block, int) else DEFAULT_BLOCK
+    return Counts.expected(site.layout.tokens, expected_density(method, site), least)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from vidaccel.caching.log import Log
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan, Density
@@ -82,6 +83,8 @@ class Tally:
     """Calls that ran on the plan of an earlier one."""
     lanes: dict[Place, Tensor] = field(default_factory=dict)
     """`AttentionPlan.video_densities` of each call that was left to the method; on a GPU they wait there, too."""
+    spared: int = 0
+    """Calls of blocks that a cache passed by."""
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Layers and heads of each expert of those calls."""
 
@@ -160,7 +163,7 @@ class Tally:
     @property
     def all_calls(self) -> float:
         """Mean density over dense and sparse calls: the share of dense attention's work that the run did."""
-        calls = self.sparse + sum(self.dense.values())
+        calls = self.sparse + sum(self.dense.values()) + self.spared
         total = self.total
         attended = 0.0 if total is None else float(total[0])
         return (attended + sum(self.dense.values())) / calls if calls else 1.0
@@ -189,6 +192,8 @@ class Summary:
         runs: generations seen.
         tally: counts of the last run.
         compensation: name and options of what makes up for skipped keys; None where nothing does.
+        cache: the setting of the cache; None without one.
+        log: what it decided in the last run.
     """
 
     family: str
@@ -201,6 +206,8 @@ class Summary:
     runs: int
     tally: Tally
     compensation: dict[str, Any] | None = None
+    cache: dict[str, Any] | None = None
+    log: Log | None = None
 
     @property
     def mask(self) -> BlockMask | None:
@@ -226,10 +233,12 @@ class Summary:
             "precision": self.precision,
             "precision_error": tally.error,
             "compensation": self.compensation,
+            "cache": None if self.cache is None or self.log is None else self.cache | self.log.to_dict(),
             "runs": self.runs,
             "steps": tally.steps,
             "layout": dataclasses.asdict(tally.layout) if tally.layout else None,
-            "calls": {"sparse": tally.sparse, "dense": sum(tally.dense.values())},
+            "calls": {"sparse": tally.sparse, "dense": sum(tally.dense.values())}
+            | ({} if self.cache is None else {"spared": tally.spared}),
             "dense_calls": dict(tally.dense),
             "density": density,
             "densities": achieved.to_dict() if achieved else None,
@@ -243,6 +252,9 @@ class Summary:
             parts.append((self.compensation["name"], self.compensation["options"]))
         chosen = "+".join(f"{name}({_listed(options)})" for name, options in parts)
         lines = [f"{chosen} on {self.family}, backend {self.tally.backend or self.requested_backend}"]
+        if self.cache is not None:
+            policy = f"{self.cache['name']}({_listed(self.cache['options'])})"
+            lines += [f"cache: {policy}, predictor {self.cache['predictor']['name']}"]
         lines += [f"schedule: {', '.join(f'{name} {value:g}' for name, value in self.schedule.items())}"]
         lines += self._run_lines() if self.runs else ["no run yet"]
         return "\n".join(lines)
@@ -269,6 +281,7 @@ class Summary:
                 f"average over layers, at most {error['worst']:.2%} (layer {error['worst_at']['layer']} of "
                 f"{error['worst_at']['expert']}), in each layer's first sparse call"
             )
+        lines += self.log.lines() if self.log is not None else []
         return lines + [f"note: {note}" for note in tally.remarks]
 
 

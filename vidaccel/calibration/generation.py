@@ -54,7 +54,7 @@ class Generations:
         self.modules = experts(pipe)
         self.families = {name: family_of(module) for name, module in self.modules.items()}
         parameters = inspect.signature(pipe.__call__).parameters
-        _check_kwargs(pipe, kwargs, parameters)
+        check_kwargs(pipe, kwargs, parameters)
         self.steps = int(kwargs.get("num_inference_steps", parameters["num_inference_steps"].default))
         self.reports_steps = "callback_on_step_end" in parameters
         self._factors: dict[tuple[str, int], Tensor | None] = {}
@@ -176,7 +176,7 @@ class Generations:
         return self._factors[expert, layer]
 
 
-def _check_kwargs(pipe: Any, kwargs: dict[str, Any], parameters: Any) -> None:
+def check_kwargs(pipe: Any, kwargs: dict[str, Any], parameters: Any) -> None:
     """Refuse arguments that the pipeline's call cannot be given.
 
     Raises:

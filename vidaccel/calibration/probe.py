@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from vidaccel.api import set_aside
 from vidaccel.methods import Method
+from vidaccel.patched import Layer
 from vidaccel.pipelines import experts
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import Schedule
-from vidaccel.session import Layer, Session, Setting
+from vidaccel.session import Session
+from vidaccel.setting import Setting
 from vidaccel.site import Site
 
 Watch = Callable[[Site, Tensor, Tensor, Tensor, Tensor | None], None]

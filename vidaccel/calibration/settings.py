@@ -98,7 +98,7 @@ def digest(settings: Settings, pipe: Any, modules: Mapping[str, nn.Module], kwar
               "pipeline": type(pipe).__name__}  # fmt: skip
     hashed.update(json.dumps(values, sort_keys=True).encode())
     for name, item in sorted(kwargs.items()):
-        hashed.update(json.dumps([name, _described(item)]).encode())
+        hashed.update(json.dumps([name, described(item)]).encode())
     for name, module in modules.items():
         hashed.update(name.encode())
         fingerprint(hashed, module)
@@ -118,14 +118,14 @@ def fingerprint(hashed: Any, module: nn.Module) -> None:
             hashed.update(sample.cpu().contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
     """An argument of the pipeline's call, JSON-ready, in full."""
     if isinstance(value, torch.Tensor):
         return [str(value.dtype), list(value.shape), hashlib.sha256(_bytes(value)).hexdigest()]
     if isinstance(value, Mapping):
-        return {str(name): _described(item) for name, item in value.items()}
+        return {str(name): described(item) for name, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_described(item) for item in value]
+        return [described(item) for item in value]
     if hasattr(value, "tobytes"):
         return [list(np.asarray(value).shape), hashlib.sha256(value.tobytes()).hexdigest()]
     return repr(value)

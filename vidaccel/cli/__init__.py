@@ -1,10 +1,11 @@
-"""The command line: ``vidaccel demo | generate | eval | profile | bench | plan | env | ls``."""
+"""The command line: ``vidaccel demo | generate | eval | profile | calibrate-cache | bench | plan | env | ls``."""
 
 from __future__ import annotations
 
 import typer
 
 from vidaccel.cli.bench import bench
+from vidaccel.cli.calibrate_cache import calibrate_cache
 from vidaccel.cli.demo import demo
 from vidaccel.cli.eval import eval_
 from vidaccel.cli.generate import generate
@@ -16,6 +17,6 @@ from vidaccel.cli.profile import profile
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   help="Sparse attention for diffusers' video pipelines: the same video sooner, and the evidence.")
 
-for command in (demo, generate, eval_, profile, plan, env, ls):
-    app.command(command.__name__.rstrip("_"))(command)
+for command in (demo, generate, eval_, profile, calibrate_cache, plan, env, ls):
+    app.command(command.__name__.rstrip("_").replace("_", "-"))(command)
 app.add_typer(bench, name="bench")

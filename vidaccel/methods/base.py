@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -84,6 +84,11 @@ class Method(ABC):
         one plan should map to one site.
         """
         return Site(0, 1, 0, site.steps, "", "", site.layout)
+
+    def level(self, site: Site) -> Hashable:
+        """What of the density, or of the patterns, changes over a run by design: sites that differ in it are of two
+        regimes, across which no cache looks. Plans that are chosen anew are no change."""
+        return None
 
     def schedule(self) -> Schedule | None:
         """The schedule that belongs to these options, such as a paper's; None for the family's own."""

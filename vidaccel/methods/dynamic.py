@@ -72,6 +72,10 @@ class Dynamic(Method):
         name = getattr(self, "preset", None)
         return None if name is None else self.presets[name].schedule
 
+    def level(self, site: Site) -> float | None:
+        # A curve changes in every step, by little.
+        return round(float(self.density_at(site) or 0), 1) if is_curve(self.density) else None
+
     def plan(
         self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
     ) -> AttentionPlan:

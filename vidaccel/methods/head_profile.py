@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -132,6 +132,9 @@ class HeadProfile(Method):
             raise ValueError(f"the profile knows {known}, not layer {site.layer} of {site.expert}")
         heads = chosen.picks[site.expert][table.band_of(site.step, site.steps)][site.layer]
         return tuple(table.patterns[option.pattern] for option in heads)
+
+    def level(self, site: Site) -> Hashable:
+        return self.chosen(site.layout).table.band_of(site.step, site.steps)
 
     def static_site(self, site: Site) -> Site:
         """The first site of a run with the same patterns: layers, bands and experts of equal choice share a plan."""

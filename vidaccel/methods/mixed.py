@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -84,6 +84,9 @@ class Mixed(HeadProfile):
         made = copy.copy(self)
         object.__setattr__(made, CHOOSES, self.chooses.compensated(name))
         return made
+
+    def level(self, site: Site) -> Hashable:
+        return super().level(site), self.chooses.level(site)
 
     def reused(self, state: dict[str, Any]) -> bool:
         return not state[CHOSE] or self.chooses.reused(state[INNER])

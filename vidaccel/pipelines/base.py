@@ -112,6 +112,15 @@ class Family(ABC):
     """The guidance passes of a step, in the order in which the pipelines run them."""
     timestep_position: ClassVar[int] = 1
     """Of the timestep among the arguments of the transformer's forward."""
+    stacks: ClassVar[tuple[str, ...]] = ()
+    """Attributes of the transformer that hold its blocks, in the order in which they run; each is a ``ModuleList``
+    that the forward goes through once, one self-attention to a block. None: its steps cannot be cached."""
+    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0),)
+    """What a block takes and returns changed, by name and position: the video tokens first."""
+    channel_axis: ClassVar[int] = 1
+    """Of latents."""
+    batched_guidance: ClassVar[bool] = False
+    """Whether both guidance passes share one call: unconditional rows, then as many conditional ones."""
 
     @abstractmethod
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
@@ -136,6 +145,28 @@ class Family(ABC):
         """The timestep of one forward, of any shape; the largest value counts."""
         step: Tensor = call.get("timestep", self.timestep_position)
         return step
+
+    def latents(self, transformer: nn.Module, call: Call) -> Tensor:
+        """Of a forward's input, the channels that its output has; those of an image to start from come after them."""
+        states: Tensor = call.get("hidden_states", 0)
+        config: Any = transformer.config
+        return states.narrow(self.channel_axis, 0, config.out_channels or config.in_channels)
+
+    def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:
+        """The model's embedding of timesteps ``[steps]``: ``[steps, dim]``.
+
+        Raises:
+            ValueError: what the blocks get of a timestep depends on more than it.
+        """
+        raise ValueError(f"{self.name} has no signal of the timestep alone")
+
+    def modulated(self, block: nn.Module, call: Call) -> Tensor:
+        """What the attention of the first block reads in a call of it: ``[batch, video tokens, dim]``.
+
+        Raises:
+            ValueError: the family's blocks have no such signal.
+        """
+        raise ValueError(f"{self.name} has no signal of modulated inputs")
 
     def heads(self, transformer: nn.Module) -> tuple[int, int]:
         """Heads and head dim of the self-attention."""

@@ -78,6 +78,10 @@ class CogVideoX(Family):
     processor: ClassVar[type[Processor]] = CogVideoXProcessor
     timestep_position: ClassVar[int] = 2
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
+    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
+    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
+    channel_axis: ClassVar[int] = 2
+    batched_guidance: ClassVar[bool] = True
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
         blocks: Any = transformer.transformer_blocks
@@ -93,6 +97,11 @@ class CogVideoX(Family):
         config: Any = transformer.config
         size, depth = config.patch_size, config.patch_size_t or 1
         return TokenLayout(frames // depth, height // size, width // size, text_before=text)
+
+    def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:
+        model: Any = transformer
+        out: Tensor = model.time_embedding(model.time_proj(timesteps).to(model.dtype))
+        return out
 
     def distance_unit(self, transformer: nn.Module) -> str:
         # 1.0 stretches its rotary grid over the frame size that it was trained at; 1.5 counts tokens.

@@ -119,6 +119,8 @@ class HunyuanVideo(Family):
     name: ClassVar[str] = "hunyuanvideo"
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideoTransformer3DModel",)
     processor: ClassVar[type[Processor]] = HunyuanVideoProcessor
+    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
+    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
         dual: Any = transformer.transformer_blocks
@@ -142,6 +144,16 @@ class HunyuanVideo(Family):
         config: Any = transformer.config
         size, depth = config.patch_size, config.patch_size_t
         return TokenLayout(frames // depth, height // size, width // size, text_after=text)
+
+    def modulated(self, block: nn.Module, call: Call) -> Tensor:
+        norm: Any = block.norm1
+        video, embedded = call.get("hidden_states", 0), call.get("temb", 2)
+        replaced = call.get("token_replace_emb", 5)
+        if replaced is None:
+            out: Tensor = norm(video, emb=embedded)[0]
+        else:
+            out = norm(video, embedded, replaced, call.get("num_tokens", 6))[0]
+        return out
 
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Radial Attention's setting for HunyuanVideo: 12 of 50 steps, no layer; from an image, more, as in Wan.

@@ -70,6 +70,7 @@ class Wan(Family):
     name: ClassVar[str] = "wan"
     transformers: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel",)
     processor: ClassVar[type[Processor]] = WanProcessor
+    stacks: ClassVar[tuple[str, ...]] = ("blocks",)
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
         blocks: Any = transformer.blocks
@@ -83,6 +84,12 @@ class Wan(Family):
         config: Any = transformer.config
         patch = config.patch_size
         return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
+
+    def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:
+        embedder: Any = transformer.condition_embedder
+        projected = embedder.timesteps_proj(timesteps)
+        out: Tensor = embedder.time_embedder(projected.to(next(embedder.time_embedder.parameters()).dtype))
+        return out
 
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
         # Published image-to-video settings keep more steps dense (Sparse VideoGen's scripts: 0.35 of the run).

@@ -1,0 +1,70 @@
+"""What a user may write for a cache, and what it comes to."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.caching.cases import Told, ToldOutput
+from vidaccel.caching import POLICIES, Cache, cache
+from vidaccel.caching.easycache import EasyCache
+from vidaccel.caching.predictors import Affine, Hold, Taylor
+from vidaccel.schedule import Schedule
+
+
+def test_forms() -> None:
+    assert cache(None) is None
+    assert cache("easycache") == cache({"name": "easycache"}) == cache(EasyCache()) == Cache(EasyCache())
+    given = {"name": "easycache", "threshold": 0.1, "predictor": {"name": "taylor", "order": 2}, "most_reused": 3}
+    assert cache(given) == Cache(EasyCache(threshold=0.1), Taylor(2), most_reused=3)
+    made = Cache(EasyCache())
+    assert cache(made) is made and made.predictor == Hold()
+
+
+def test_every_cache_is_json() -> None:
+    for policy in (EasyCache(), Told((1, 2)), ToldOutput()):
+        made = json.loads(json.dumps(Cache(policy, Taylor(1)).to_dict()))
+        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1}
+        assert made["limits"]["last_steps"] == 1
+
+
+@pytest.mark.parametrize("given, message", [
+    ("tea", "unknown cache policy 'tea'; choose "), ({"threshold": 1}, "unknown cache policy"), (3, "unknown cache"),
+    ({"name": "easycache", "limit": 1}, "has no option 'limit'; it has threshold, "),
+    ({"name": "easycache", "predictor": "spline"}, "unknown predictor 'spline'; choose hold, taylor, affine"),
+    ({"name": "easycache", "guidance_interval": 2}, "keeps those of the model's output"),
+    ({"name": "rehash", "predictor": "affine"}, "needs a policy with calibrated corrections"),
+])  # fmt: skip
+def test_refusals(given: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cache(given)
+
+
+def test_affine_is_for_corrections() -> None:
+    assert any(each.corrects for each in POLICIES.values())
+    with pytest.raises(ValueError, match="ertacache"):
+        Cache(EasyCache(), Affine())
+
+
+def test_error_budget_is_shared() -> None:
+    """Dense steps leave all of a threshold, sparser ones less."""
+    made = Cache(EasyCache(), sparse_share=0.4)
+    assert made.allowance(1.0) == 1 and made.allowance(0.5) == pytest.approx(0.8) and made.allowance(0.0) == 0.6
+    assert Cache(EasyCache(), sparse_share=0).allowance(0.1) == 1
+
+
+def test_plan_of_reusable_steps() -> None:
+    plan = Schedule().resolve(20, 4, (0.1, 1))
+    assert [step for step in range(20) if plan.may_reuse(step)] == list(range(2, 19))
+    # There is nothing before the first step, whatever is asked for; and without a cache nothing is reused.
+    assert not Schedule().resolve(20, 4, (0, 0)).may_reuse(0) and Schedule().resolve(20, 4, (0, 0)).may_reuse(19)
+    assert not any(Schedule().resolve(20, 4).may_reuse(step) for step in range(20))
+
+
+@pytest.mark.parametrize("computed", [(0.1, 0), (1, 1), (1, 0.1)])
+def test_steps_must_be_known(computed: tuple[float, float]) -> None:
+    schedule = Schedule(dense_first_steps=1)
+    with pytest.raises(ValueError, match="pass num_inference_steps, or a count of first_steps and last_steps=0"):
+        schedule.resolve(None, 4, computed)
+    assert schedule.resolve(None, 4, (2, 0)).may_reuse(1000)

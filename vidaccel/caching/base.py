@@ -1,0 +1,148 @@
+"""What every cache policy has in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from vidaccel.caching.calibration import CacheCalibration
+
+
+class Place(Enum):
+    """What is kept of a computed step."""
+
+    STACK = "stack"
+    """The residual of the block stack: what leaves it minus what enters it. Final norm and projection run again."""
+    OUTPUT = "output"
+    """The residual of the whole model: its output minus its latents. Far smaller."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One transformer call of a run, as a policy sees it.
+
+    Args:
+        step, steps: of the run, counted over all experts; `steps` is None where only a bare transformer is known.
+        branch, expert: the guidance pass and the transformer.
+        expert_step: the run's step at which this transformer took over; 0 for the first.
+        timestep: of this step, as the model gets it.
+        timesteps: of all steps of the run; None where unknown.
+        since: steps since this branch was last computed, 0 where what it gave was dropped since, or never was.
+        must_compute: the plan computes this step whatever the policy says.
+        allowance: share of its threshold that a policy may spend, in (0, 1]: less where attention is sparse.
+    """
+
+    step: int
+    steps: int | None
+    branch: str
+    expert: str
+    expert_step: int
+    timestep: float
+    timesteps: tuple[float, ...] | None
+    since: int
+    must_compute: bool
+    allowance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a policy proposes for a call, and the number it went by; None where it went by none."""
+
+    reuse: bool
+    indicator: float | None = None
+
+
+class Signals(Protocol):
+    """What a policy may look at before a call's blocks run; each is computed when it is asked for.
+
+    All are of the batch rows that decide: the conditional half where both guidance passes share one call.
+    """
+
+    def latents(self) -> Tensor:
+        """The model's input, the channels that its output has, too: ``[batch, ...]``."""
+
+    def time_embedding(self, timesteps: tuple[float, ...]) -> Tensor:
+        """The model's embedding of each of these: ``[timesteps, dim]``.
+
+        Raises:
+            ValueError: the family has no signal of the timestep alone.
+        """
+
+    def modulated(self) -> Tensor:
+        """The video tokens as the first block's attention reads them, modulated: ``[batch, tokens, dim]``."""
+
+    def first_residual(self) -> Tensor:
+        """What the first block adds to the video tokens ``[batch, tokens, dim]``; only where `CachePolicy.segments`
+        begin after it."""
+
+
+class CachePolicy(ABC):
+    """A way to decide which steps are computed. Subclasses are frozen dataclasses: the fields are the options.
+
+    A policy holds no state of a run: what it must remember lives in the `state` dictionary that it is passed, one per
+    expert and guidance branch, emptied for each generation and wherever the plan forbids to look back: at a change
+    between dense and sparse attention or of its density, of the expert or of a LoRA scale.
+    """
+
+    name: ClassVar[str]
+    """In `enable(..., cache=...)`, in the CLI and in records."""
+    paper: ClassVar[str] = ""
+    """Source paper."""
+    place: ClassVar[Place] = Place.STACK
+    leads: ClassVar[bool] = True
+    """Whether the first guidance pass of a step decides for all; else each decides for itself."""
+    first_steps: ClassVar[float] = 1
+    """Steps at the start of a run that are always computed, as in `Schedule`: the paper's."""
+    any_steps: ClassVar[bool] = False
+    """Whether it can run with another number of steps than its calibration's."""
+    corrects: ClassVar[bool] = False
+    """Whether it has a `correction`, for the predictor "affine"."""
+
+    @property
+    def calibration(self) -> CacheCalibration | None:
+        """The file that it goes by."""
+        return None
+
+    def segments(self, blocks: int) -> tuple[tuple[int, int], ...]:
+        """Ranges ``[start, end)`` of blocks whose residuals are kept and reused; all others run in every step."""
+        return ((0, blocks),)
+
+    @abstractmethod
+    def decide(self, turn: Turn, signals: Signals, state: dict[str, Any]) -> Verdict:
+        """Whether to reuse what the last computed step of this branch gave.
+
+        Called before every call that could be reused or that later ones could be compared with, forced ones
+        (`turn.must_compute`) included: the verdict then does not count, but what is remembered does.
+        """
+
+    def observe(self, turn: Turn, signals: Signals, residual: Tensor, state: dict[str, Any]) -> None:
+        """Learn from a computed call.
+
+        Args:
+            residual: what is kept of it: video tokens ``[batch, tokens, dim]`` of the first segment, or latents.
+        """
+        return
+
+    def correction(self, turn: Turn, kept_step: int) -> tuple[float, float] | None:
+        """Measured (a, b) by which the output v of a call that reuses `kept_step` is ``a v + b`` off; None without."""
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and options, JSON-ready."""
+        return {"name": self.name, "options": dataclasses.asdict(self)}  # type: ignore[call-overload]
+
+
+def check_share(name: str, value: Any, most: float = float("inf")) -> None:
+    """Refuse what is no finite number above 0, up to `most`.
+
+    Raises:
+        ValueError: what was given.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    if not good or value > most:
+        raise ValueError(f"{name} {value!r} is not a number above 0" + (f" and up to {most:g}" if most < 1e9 else ""))

@@ -1,0 +1,118 @@
+"""The user's choice of a cache: a policy, a predictor and their limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vidaccel.caching.base import CachePolicy, Place
+from vidaccel.caching.predictors import Affine, Hold, Predictor, predictor
+
+FEW_STEPS = 12
+"""Runs of fewer steps have little to cache: those that matter most take them all (specs, 4.7)."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What of a run is reused instead of computed.
+
+    Args:
+        policy: which steps.
+        predictor: what a reused step is given.
+        first_steps: steps at the start that are always computed, a count or a fraction as in `Schedule`; None for the
+            policy's own.
+        last_steps: the same at the end, which settles fine detail.
+        most_reused: reused steps in a row at most; None for no limit but the policy's.
+        guidance_interval: of the steps that are computed, every how many compute the unconditional pass, too; between
+            them it is given the conditional pass and the difference that both last had. 1 computes it always.
+        sparse_share: share of the error that attention of density 0 is taken to spend, which sparse steps leave less of
+            for caching: a policy's threshold counts ``1 - sparse_share * (1 - density)``.
+        min_steps: runs of fewer steps are computed throughout.
+        max_memory: gigabytes that kept tensors may take; None for what is free.
+
+    Raises:
+        ValueError: a value outside its range, or a predictor that the policy has no numbers for.
+    """
+
+    policy: CachePolicy
+    predictor: Predictor = Hold()
+    first_steps: float | None = None
+    last_steps: float = 1
+    most_reused: int | None = None
+    guidance_interval: int = 1
+    sparse_share: float = 0.3
+    min_steps: int = FEW_STEPS
+    max_memory: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("first_steps", "last_steps"):
+            if (value := getattr(self, name)) is not None:
+                _check_steps(name, value)
+        for name, least in (("most_reused", 1), ("guidance_interval", 1), ("min_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise ValueError(f"{name} {value!r} is not a whole number of at least {least}")
+        if not _number(self.sparse_share) or self.sparse_share >= 1:
+            raise ValueError(f"sparse_share {self.sparse_share!r} is not a number from 0 to below 1")
+        if self.max_memory is not None and (not _number(self.max_memory) or self.max_memory == 0):
+            raise ValueError(f"max_memory {self.max_memory!r} is not a number of gigabytes above 0")
+        if isinstance(self.predictor, Affine) and not self.policy.corrects:
+            raise ValueError(f"predictor 'affine' needs a policy with calibrated corrections, which "
+                             f"{self.policy.name!r} has not: choose ertacache, or another predictor")  # fmt: skip
+        if self.guidance_interval > 1 and self.policy.place is not Place.STACK:
+            raise ValueError(f"guidance_interval {self.guidance_interval} works on residuals of the blocks, and "
+                             f"{self.policy.name!r} keeps those of the model's output")  # fmt: skip
+
+    @property
+    def first(self) -> float:
+        """Steps at the start that are always computed, as in `Schedule`."""
+        return self.policy.first_steps if self.first_steps is None else self.first_steps
+
+    def allowance(self, density: float) -> float:
+        """Share of a policy's threshold that a step of this attention density may spend."""
+        return 1 - self.sparse_share * (1 - density)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: the policy's name and options, the predictor, and each limit."""
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)[2:]}
+        shape = {"name": self.predictor.name, **dataclasses.asdict(self.predictor)}  # type: ignore[call-overload]
+        return {**self.policy.to_dict(), "predictor": shape, "limits": own}
+
+
+LIMITS = tuple(item.name for item in dataclasses.fields(Cache))[1:]
+"""What stands beside the options of a policy where a cache is given as a mapping."""
+
+
+def made(policies: Mapping[str, type[CachePolicy]], given: Any) -> Cache | None:
+    """What the user gave as a cache; None is none.
+
+    Raises:
+        ValueError: no such policy or option, or a bad value.
+    """
+    if given is None or isinstance(given, Cache):
+        return given
+    if isinstance(given, CachePolicy):
+        return Cache(given)
+    values = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+    name = values.pop("name", None)
+    if not isinstance(name, str) or name not in policies:
+        raise ValueError(f"unknown cache policy {given!r}; choose {', '.join(policies)}")
+    limits: dict[str, Any] = {key: values.pop(key) for key in LIMITS if key in values}
+    if "predictor" in limits:
+        limits["predictor"] = predictor(limits["predictor"])
+    known = [item.name for item in dataclasses.fields(policies[name])]  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(known)):
+        raise ValueError(f"cache policy {name!r} has no option {unknown[0]!r}; it has {', '.join((*known, *LIMITS))}")
+    return Cache(policies[name](**values), **limits)
+
+
+def _check_steps(name: str, value: Any) -> None:
+    if not _number(value) or (isinstance(value, float) and value > 1):
+        raise ValueError(f"{name} {value!r} is neither a count of at least 0 nor a fraction from 0.0 to 1.0")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf

@@ -1,0 +1,332 @@
+"""Runs a cache on the transformers of a pipeline: who is asked when, what is kept, and what blocks return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vidaccel.caching import memory, stack
+from vidaccel.caching.base import Place, Turn, Verdict
+from vidaccel.caching.cache import Cache
+from vidaccel.caching.log import COMPUTED, GUIDANCE, Decision, Log
+from vidaccel.caching.predictors import Affine, Kept
+from vidaccel.caching.signals import Model, Seen
+
+Streams = list[Tensor]
+Spot = tuple[int, int]
+"""Of what is kept: segment and stream."""
+OUTPUT: Spot = (0, 0)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One transformer call, as the session announces it.
+
+    Args:
+        expert, branch: the transformer and the guidance pass.
+        index: calls of this step before it.
+        step, steps, timestep, timesteps: see `Turn`.
+        may_reuse: whether the plan leaves this step to the cache.
+        regime: of the attention and the weights: nothing of one stands for another.
+        sparse: whether the regime has sparse attention.
+        allowance: see `Turn`.
+        rows: where the batch rows that decide begin, as a share of the batch.
+        call: the arguments of the forward.
+        prepare: to be told which blocks will run, before they do.
+    """
+
+    expert: str
+    branch: str
+    index: int
+    step: int
+    steps: int | None
+    timestep: float
+    timesteps: tuple[float, ...] | None
+    may_reuse: bool
+    regime: Hashable
+    sparse: bool
+    allowance: float
+    rows: float
+    call: Any
+    prepare: Callable[[Sequence[int]], None]
+
+
+@dataclass
+class Branch:
+    """What is remembered of one guidance pass of one transformer in one regime."""
+
+    regime: Hashable
+    kept: dict[Spot, Kept] = field(default_factory=dict)
+    difference: dict[Spot, Tensor] = field(default_factory=dict)
+    """What the unconditional pass had that the conditional one had not, when both were computed last."""
+    state: dict[str, Any] = field(default_factory=dict)
+    step: int | None = None
+    """The last computed one."""
+    reused: int = 0
+    """Steps in a row that were not computed."""
+    guided: int = 0
+    """Of the computed steps, those in a row that went by `difference`."""
+
+
+@dataclass
+class Pass:
+    """One forward on its way."""
+
+    arrival: Arrival
+    model: Model
+    transformer: nn.Module
+    branch: Branch
+    segments: tuple[tuple[int, int], ...]
+    seen: Seen
+    turn: Turn | None = None
+    decision: Decision | None = None
+    entered: Streams = field(default_factory=list)
+
+
+class Runtime:
+    """One cache on one pipeline, from `attach` to `detach`. State is dropped when a new generation begins."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.log = Log()
+        self._attached: list[tuple[nn.Module, Model, Any]] = []
+        self._blocks: dict[int, int] = {}
+        self._branches: dict[tuple[str, str], Branch] = {}
+        self._led: tuple[str, int, Verdict] | None = None
+        self._began: dict[str, int] = {}
+        self._passes = 0
+        self._pass: Pass | None = None
+
+    @property
+    def armed(self) -> bool:
+        """Whether a forward is on its way whose blocks are the cache's affair."""
+        return self._pass is not None
+
+    def attach(self, transformer: nn.Module, model: Model) -> None:
+        """Watch a transformer.
+
+        Raises:
+            ValueError: it is compiled as a whole, its blocks cannot be bracketed, or the policy is not for so many.
+        """
+        name = type(transformer).__name__
+        if not model.stacks:
+            raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
+        if getattr(transformer, "_compiled_call_impl", None) is not None:
+            raise ValueError(f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its "
+                             "blocks, by transformer.compile_repeated_blocks()")  # fmt: skip
+        count = sum(len(getattr(transformer, each)) for each in model.stacks)
+        self.cache.policy.segments(count)
+        self._blocks[id(transformer)] = stack.attach(self, transformer, model.stacks)
+        # After whatever else returns the output; not by replacing `forward`, which offloading replaces, too.
+        hook = transformer.register_forward_hook(torch.compiler.disable(self._finish))
+        self._attached.append((transformer, model, hook))
+
+    def detach(self) -> None:
+        """Undo every `attach`."""
+        for transformer, model, hook in self._attached:
+            hook.remove()
+            stack.detach(transformer, model.stacks)
+        self._attached, self._pass = [], None
+        self.forget()
+
+    def begin_run(self) -> None:
+        """A new generation: nothing of the last one counts."""
+        self.forget()
+        self.log = Log()
+
+    def forget(self) -> None:
+        """Drop all that is remembered of computed steps."""
+        self._branches, self._led, self._began, self._passes = {}, None, {}, 0
+
+    def begin(self, arrival: Arrival, transformer: nn.Module, model: Model) -> None:
+        """A forward begins; its first block will decide what becomes of it."""
+        if self._pass is not None:
+            # An exception ended the last forward: what it left is of no known step.
+            self.forget()
+        for key in [key for key in self._branches if key[0] != arrival.expert]:
+            del self._branches[key]
+        self._began.setdefault(arrival.expert, arrival.step)
+        key = (arrival.expert, arrival.branch)
+        if key not in self._branches or self._branches[key].regime != arrival.regime:
+            self._branches[key] = Branch(arrival.regime)
+        segments = self.cache.policy.segments(self._blocks[id(transformer)])
+        seen = Seen(model, transformer, arrival.call, arrival.rows)
+        self._pass = Pass(arrival, model, transformer, self._branches[key], segments, seen)
+        self.log.start(seen.device)
+
+    def run(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a block returns: its own output, what it was given, or what its segment is predicted to give."""
+        now = self._now
+        call = now.seen.block_call(args, kwargs)
+        streams = [call.get(name, position) for name, position in now.model.streams]
+        if index == 0:
+            now.seen.first(block, call)
+            if now.segments[0][0] > 0:
+                now.arrival.prepare(range(now.segments[0][0]))
+        number = next((number for number, (start, end) in enumerate(now.segments) if start <= index < end), None)
+        if number is not None and index == now.segments[number][0]:
+            now.entered = streams
+            now.seen.entering(streams)
+            if now.decision is None:
+                self._decide(now)
+        if number is None or not self._passes_by(now):
+            out = block(*args, **kwargs)
+            if number is not None and index == now.segments[number][1] - 1:
+                self._left(now, number, [out] if isinstance(out, Tensor) else list(out))
+            return out
+        last = index == now.segments[number][1] - 1
+        return _packed(self._predicted(now, number) if last and self._stacked else streams)
+
+    @property
+    def _now(self) -> Pass:
+        assert self._pass is not None
+        return self._pass
+
+    @property
+    def _stacked(self) -> bool:
+        return self.cache.policy.place is Place.STACK
+
+    def _passes_by(self, now: Pass) -> bool:
+        return now.decision is not None and now.decision.what != COMPUTED
+
+    def _decide(self, now: Pass) -> None:
+        """Settle what becomes of this forward, and tell who runs its blocks."""
+        branch, arrival = now.branch, now.arrival
+        if branch.step is None:
+            self._check_memory(now)
+        most = self.cache.most_reused
+        must = not arrival.may_reuse or branch.step is None or (most is not None and branch.reused >= most)
+        since = 0 if branch.step is None else arrival.step - branch.step
+        now.turn = Turn(arrival.step, arrival.steps, arrival.branch, arrival.expert, self._began[arrival.expert],
+                        arrival.timestep, arrival.timesteps, since, must, arrival.allowance)  # fmt: skip
+        verdict = self._verdict(now, now.turn)
+        what = COMPUTED
+        if verdict.reuse and not must:
+            what = "reused" if self.cache.predictor.tensors == 1 else "predicted"
+        elif self._can_guide(now):
+            what = GUIDANCE
+        now.decision = Decision(arrival.step, arrival.expert, arrival.branch, what, verdict.indicator,
+                                must and what == COMPUTED, arrival.sparse)  # fmt: skip
+        left = self._left_to_run(now)
+        self.log.spared += self._blocks[id(now.transformer)] - now.segments[0][0] - len(left)
+        arrival.prepare(left)
+
+    def _verdict(self, now: Pass, turn: Turn) -> Verdict:
+        """The policy's, or that of the step's first pass where it leads."""
+        policy, led = self.cache.policy, self._led
+        if policy.leads and now.arrival.index and led is not None and led[:2] == (turn.expert, turn.step):
+            return led[2]
+        verdict = policy.decide(turn, now.seen, now.branch.state)
+        if policy.leads:
+            # As it came out: a step that the plan computes is computed by every pass.
+            self._led = (turn.expert, turn.step, Verdict(verdict.reuse and not turn.must_compute, verdict.indicator))
+        return verdict
+
+    def _left_to_run(self, now: Pass) -> list[int]:
+        """Blocks that run, of those from the first segment on."""
+        spared = now.segments if self._passes_by(now) else ()
+        rest = range(now.segments[0][0], self._blocks[id(now.transformer)])
+        return [index for index in rest if not any(start <= index < end for start, end in spared)]
+
+    def _left(self, now: Pass, number: int, streams: Streams) -> None:
+        """A segment was computed: keep what it added, unless nothing can come of it."""
+        if not self._stacked or (self._at_end(now) and not now.arrival.may_reuse):
+            return
+        for place, (out, entered) in enumerate(zip(streams, now.entered, strict=True)):
+            self._keep(now, (number, place), out - entered)
+
+    def _keep(self, now: Pass, spot: Spot, residual: Tensor) -> None:
+        branch, step = now.branch, now.arrival.step
+        if spot == OUTPUT and self._observes(now):
+            assert now.turn is not None
+            self.cache.policy.observe(now.turn, now.seen, now.seen.rows(residual), branch.state)
+        branch.kept[spot] = self.cache.predictor.keep(branch.kept.get(spot), step, residual)
+        first = self._first_pass(now)
+        if first is not None and self.cache.guidance_interval > 1:
+            branch.difference[spot] = residual - first.kept[spot].parts[0]
+
+    def _at_end(self, now: Pass) -> bool:
+        return now.arrival.steps is not None and now.arrival.step == now.arrival.steps - 1
+
+    def _observes(self, now: Pass) -> bool:
+        return now.arrival.index == 0 or not self.cache.policy.leads
+
+    def _first_pass(self, now: Pass) -> Branch | None:
+        """What is remembered of the step's first pass, for a later one; None where it was not computed."""
+        name = next((branch for expert, branch in self._branches if expert == now.arrival.expert), None)
+        first = self._branches.get((now.arrival.expert, name or ""))
+        computed = first is not None and now.arrival.index > 0 and first.step == now.arrival.step
+        return first if computed and first is not now.branch else None
+
+    def _can_guide(self, now: Pass) -> bool:
+        """Whether the unconditional pass may go by the conditional one of this step."""
+        ready = now.arrival.may_reuse and bool(now.branch.difference) and self._first_pass(now) is not None
+        return ready and now.branch.guided < self.cache.guidance_interval - 1
+
+    def _predicted(self, now: Pass, number: int) -> Streams:
+        """What leaves a segment that was not computed."""
+        out = []
+        for place, entered in enumerate(now.entered):
+            spot = (number, place)
+            if now.decision is not None and now.decision.what == GUIDANCE:
+                first = self._first_pass(now)
+                assert first is not None
+                residual = first.kept[spot].parts[0] + now.branch.difference[spot]
+                now.branch.kept[spot] = self.cache.predictor.keep(now.branch.kept.get(spot), now.arrival.step, residual)
+            else:
+                residual = self.cache.predictor.predict(now.branch.kept[spot], now.arrival.step)
+            out.append(entered + residual.to(entered.dtype))
+        return out
+
+    def _finish(self, transformer: nn.Module, args: Any, output: Any) -> Any:
+        """The forward ends: keep what it gave, or replace it."""
+        now, self._pass = self._pass, None
+        if now is None:
+            return None
+        if now.decision is None:
+            raise RuntimeError(f"{type(transformer).__name__} ran without its blocks, which the cache watches: disable it")
+        replaced = None if self._stacked else self._output(now, output)
+        self._count(now)
+        self.log.add(now.decision, now.seen.device)
+        return replaced
+
+    def _output(self, now: Pass, output: Any) -> Any:
+        """Keep the residual of a computed output; a new output where it was not computed, else None."""
+        sample: Tensor = output[0]
+        latents = now.seen.all_latents()
+        if not self._passes_by(now):
+            self._keep(now, OUTPUT, sample - latents)
+            return None
+        kept, turn = now.branch.kept[OUTPUT], now.turn
+        assert turn is not None
+        new = latents + self.cache.predictor.predict(kept, turn.step).to(sample.dtype)
+        if isinstance(self.cache.predictor, Affine) and (found := self.cache.policy.correction(turn, kept.step)):
+            new = new - (found[0] * new + found[1])
+        return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
+
+    def _count(self, now: Pass) -> None:
+        branch, arrival, decision = now.branch, now.arrival, now.decision
+        assert decision is not None
+        if decision.what in (COMPUTED, GUIDANCE):
+            branch.step, branch.reused = arrival.step, 0
+            branch.guided = branch.guided + 1 if decision.what == GUIDANCE else 0
+        else:
+            branch.reused += 1
+        self._passes = max(self._passes, arrival.index + 1)
+        if self._at_end(now) and arrival.index == self._passes - 1:
+            # Decoding comes next, which needs the room.
+            self._branches.clear()
+
+    def _check_memory(self, now: Pass) -> None:
+        stacked = sum(each.nbytes for each in now.entered) * len(now.segments)
+        per = stacked if self._stacked else now.seen.all_latents().nbytes
+        guided = self.cache.guidance_interval > 1 and now.arrival.index > 0
+        memory.check(per * (self.cache.predictor.tensors + guided), now.entered[0].device, self.cache.max_memory)
+
+
+def _packed(streams: Sequence[Tensor]) -> Any:
+    return streams[0] if len(streams) == 1 else tuple(streams)

@@ -1,0 +1,91 @@
+"""What a policy may look at before a call's blocks run, read from the model when it is asked for."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class Model(Protocol):
+    """What is asked of a model family; `vidaccel.pipelines.Family` is such."""
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """See `Family.stacks`."""
+
+    @property
+    def streams(self) -> tuple[tuple[str, int], ...]:
+        """See `Family.streams`."""
+
+    def latents(self, transformer: nn.Module, call: Any) -> Tensor:
+        """See `Family.latents`."""
+
+    def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:
+        """See `Family.time_embedding`."""
+
+    def modulated(self, block: nn.Module, call: Any) -> Tensor:
+        """See `Family.modulated`."""
+
+
+def twice(states: Tensor) -> bool:
+    """Whether a batch is two equal halves: one clip for both guidance passes. Waits for a GPU."""
+    half = len(states) // 2
+    return len(states) == 2 * half and torch.equal(states[:half], states[half:])
+
+
+class Seen:
+    """The signals of one forward; see `vidaccel.caching.base.Signals`.
+
+    Args:
+        rows: where the batch rows that decide begin, as a share of the batch.
+    """
+
+    def __init__(self, model: Model, transformer: nn.Module, call: Any, rows: float) -> None:
+        self._model, self._transformer, self._call, self._rows = model, transformer, call, rows
+        self._first: tuple[nn.Module, Any] | None = None
+        self._second: Any = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the forward's work happens."""
+        states: Tensor = self._call.get("hidden_states", 0)
+        return states.device
+
+    def block_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The arguments of a block's call, in the form of the forward's."""
+        return type(self._call)(args, kwargs)
+
+    def first(self, block: nn.Module, call: Any) -> None:
+        """Take note of the first block's call."""
+        self._first = (block, call)
+
+    def entering(self, streams: list[Tensor]) -> None:
+        """Take note of what enters the first segment."""
+        self._second = streams[0]
+
+    def rows(self, states: Tensor) -> Tensor:
+        """Of a batch, the rows that decide."""
+        return states[int(len(states) * self._rows) :]
+
+    def all_latents(self) -> Tensor:
+        """Of every batch row; see `latents`."""
+        return self._model.latents(self._transformer, self._call)
+
+    def latents(self) -> Tensor:
+        return self.rows(self.all_latents())
+
+    def time_embedding(self, timesteps: tuple[float, ...]) -> Tensor:
+        states: Tensor = self._call.get("hidden_states", 0)
+        values = torch.tensor(timesteps, dtype=torch.float32, device=states.device)
+        return self._model.time_embedding(self._transformer, values)
+
+    def modulated(self) -> Tensor:
+        assert self._first is not None
+        return self.rows(self._model.modulated(*self._first))
+
+    def first_residual(self) -> Tensor:
+        assert self._first is not None and self._second is not None
+        name, position = self._model.streams[0]
+        return self.rows(self._second - self._first[1].get(name, position))

@@ -1,0 +1,103 @@
+"""``vidaccel calibrate-cache``: measure how alike a model's steps are, for policies of step caching."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidaccel.cli.loading import dtype_and_device, identify
+from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout, staged_file
+from vidaccel.cli.plan import Json
+
+if TYPE_CHECKING:
+    from vidaccel.caching.calibration import CacheCalibration
+
+
+def calibrate_cache(
+    model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one prompt a line.")],
+    out: Annotated[Path, typer.Option(help="The calibration to write, ending in .json.")],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps each finished prompt; one beside --out by default.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Video tokens of which residuals of blocks are compared.")] = 1024,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and the sampled tokens.")] = 0,
+    dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
+    json: Json = False,
+) -> None:
+    """Calibrate step caching: how much a model's features change from step to step."""
+    call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
+            "num_frames": frames, "guidance_scale": guidance}  # fmt: skip
+    with reserved_stdout():
+        values = _calibrate(model, prompts, out, work, {"samples": samples, "seed": seed}, call, dtype, device)
+    print_json(values) if json else _show(values)
+
+
+def _calibrate(model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
+               dtype: str | None, device: str | None) -> dict[str, Any]:
+    """Check everything, then load, measure and write; the JSON-ready result."""
+    from vidaccel.calibration.cache import check
+    from vidaccel.eval.settings_file import read_prompts
+
+    if out.suffix.lower() != ".json":
+        raise ValueError(f"--out {str(out)!r} does not end in .json")
+    texts = read_prompts(prompts)
+    check(texts, **options)
+    precision, place = dtype_and_device(dtype, device)
+    known = identify(model)
+    known.supported_family()
+    folder = work or out.with_name(f"{out.name}.work")
+    start = time.perf_counter()
+    with staged_file(out) as part:
+        made = _measured(known, texts, folder, options, call, precision, place)
+        made.save(part)
+    if work is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "kind": "cache calibration", "model": model, "prompts": len(texts), "file": str(out), "steps": made.steps,
+        "scheduler": made.scheduler, "shift": made.shift, "guidance": made.guidance, "attention": made.attention,
+        "sha256": made.digest, "next_change": _next_change(made), "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
+              device: str) -> CacheCalibration:
+    from vidaccel.calibration.cache import calibrate_cache as measured
+
+    defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
+    kwargs = {**defaults, **{name: item for name, item in call.items() if item is not None}}
+    try:
+        pipe = known.load(dtype, device)
+        with progress_bar("calibrating") as advance:
+            return measured(pipe, texts, work=folder, progress=advance, **options, **kwargs)
+    except KeyboardInterrupt as error:
+        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
+        raise SystemExit(INTERRUPTED) from error
+
+
+def _next_change(made: CacheCalibration) -> dict[str, dict[str, list[float]]]:
+    """Of each expert and branch: relative L1 between neighbouring steps' residuals of the blocks."""
+    return {expert: {branch: [row[-1] for row in track.stack[1:]] for branch, track in tracks.items()}
+            for expert, tracks in made.tracks.items()}  # fmt: skip
+
+
+def _show(values: dict[str, Any]) -> None:
+    """What was measured, in a few lines."""
+    prompts = values["prompts"]
+    typer.echo(f"{values['file']}: {values['steps']} steps, {prompts} prompt{'s' * (prompts > 1)}, "
+               f"{values['seconds']:.1f} s")  # fmt: skip
+    typer.echo("change of the blocks' residual from step to step:")
+    for expert, branches in values["next_change"].items():
+        for branch, row in branches.items():
+            typer.echo(f"  {expert} {branch}: {' '.join(f'{each:.3f}' for each in row)}")

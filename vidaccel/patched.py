@@ -1,0 +1,90 @@
+"""What a session has put into a model: processors at its attention layers, and a hook before each forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from vidaccel.kernels import op
+from vidaccel.methods.base import Method
+from vidaccel.pipelines import family_of
+from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.plan import AttentionPlan
+from vidaccel.site import Site
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Untouched(Method):
+    """Attention as it is: of a session that only caches, which puts no processor into a model."""
+
+    name: ClassVar[str] = DENSE
+    static: ClassVar[bool] = True
+
+    def plan(
+        self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
+    ) -> AttentionPlan:
+        return AttentionPlan()
+
+
+class Host(Protocol):
+    """The session, as its patches see it."""
+
+    def begin(self, expert: Expert, call: Call) -> None:
+        """A transformer is called."""
+
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
+        """A layer attends."""
+
+
+class Layer:
+    """One patched attention layer: what the op's handle stands for."""
+
+    def __init__(self, session: Host, expert: str, index: int, family: Family, module: Any) -> None:
+        self.session = session
+        self.expert = expert
+        self.index = index
+        self.module = module
+        self.stock = module.processor
+        self.processor: Processor = family.processor(self.stock, op.handle(self))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
+        """Dense or sparse attention, as the session decides for this moment of the run."""
+        return self.session.attend(self, query, key, value, key_lengths)
+
+    def patch(self) -> None:
+        """Put our processor in place."""
+        self.module.processor = self.processor
+
+    def restore(self) -> None:
+        """Put the very same stock processor back, unless someone else has replaced ours."""
+        if self.module.processor is self.processor:
+            self.module.processor = self.stock
+
+
+class Expert:
+    """One patched transformer: its layers, none unless `sparse`, and the hook before its forward."""
+
+    def __init__(self, session: Host, name: str, transformer: nn.Module, sparse: bool) -> None:
+        self.session, self.name, self.transformer = session, name, transformer
+        self.family = family_of(transformer)
+        modules: list[Any] = self.family.sites(transformer) if sparse else []
+        foreign = [type(module.processor).__name__ for module in modules if not self.family.stock(module.processor)]
+        if foreign:
+            raise ValueError(
+                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
+                "diffusers' own: remove what set it before enabling sparse attention"
+            )
+        self.layers = [Layer(session, name, index, self.family, module) for index, module in enumerate(modules)]
+
+    def before_forward(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
+        """Tell the session of a transformer call, and the layers how to attend in it."""
+        if any(layer.module.processor is not layer.processor for layer in self.layers):
+            raise RuntimeError(
+                f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
+                "enabled, as fuse_qkv_projections() does: disable it, then enable it again"
+            )
+        self.session.begin(self, Call(args, kwargs))

@@ -1,0 +1,60 @@
+"""What a session was asked to do, and where in a run it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+from vidaccel.caching.cache import Cache
+from vidaccel.caching.calibration import DENSE
+from vidaccel.compensation import Compensation
+from vidaccel.costs import CostModel
+from vidaccel.layout import TokenLayout
+from vidaccel.methods.base import Method
+from vidaccel.patched import Untouched
+from vidaccel.schedule import Schedule, StepPlan
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the layers of one transformer call have in common."""
+
+    expert: str
+    branch: str
+    step: int
+    layout: TokenLayout
+    plan: StepPlan
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the user chose; see `vidaccel.enable`."""
+
+    method: Method
+    schedule: Schedule
+    backend: str
+    min_tokens: int | None
+    """None lets the cost model alone decide which calls are too short; 0 turns it off too."""
+    steps: int | None
+    precision: str | None = None
+    check_finite: bool = False
+    compensation: Compensation | None = None
+    costs: CostModel | None = None
+    """None for the coefficients that are shipped for the device."""
+    cache: Cache | None = None
+
+    @property
+    def attention(self) -> str:
+        """What of the attention a cache's calibration depends on, as a hash; "dense" where it is left alone."""
+        if isinstance(self.method, Untouched):
+            return DENSE
+        chosen = {"method": self.method.name, "options": asdict(self.method),  # type: ignore[call-overload]
+                  "schedule": asdict(self.schedule), "precision": self.precision,
+                  "compensation": self.compensation and self.compensation.to_dict()}  # fmt: skip
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()
+
+    @property
+    def computed(self) -> tuple[float, float] | None:
+        """Steps at the start and the end that a cache never reuses; None without one."""
+        return None if self.cache is None else (self.cache.first, self.cache.last_steps)
