@@ -66,8 +66,8 @@ def main() -> None:
         lines = [measure(name, method)] if options.measure else [count(name, method, shape) for shape in SHAPES]
         for line in lines:
             append_line(RESULTS, line | where)
-            moved = f", {line['gigabytes_moved']:.1f} GB" if "gigabytes_moved" in line else f", {line['plan_ms']:.0f} ms"
-            print(f"{line['shape']} {name}: {line['share_of_dense']:.4f} of dense{moved}", flush=True)
+            more = f"{line['plan_ms']:.0f} ms" if options.measure else f"{line['gigabytes_moved']:.1f} GB"
+            print(f"{line['shape']} {name}: {line['share_of_dense']:.4f} of dense, {more}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from diffusers import DiffusionPipeline
 
 from vidaccel._version import __version__
 from vidaccel.api import disable, enable, summary
-from vidaccel.calibration import calibrate
+from vidaccel.caching import POLICIES, Cache, CachePolicy
+from vidaccel.calibration import calibrate, calibrate_cache
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, Method
 from vidaccel.miniature import load_miniature
@@ -21,8 +22,11 @@ from vidaccel.summary import Summary
 
 __all__ = [
     "METHODS",
+    "POLICIES",
     "AttentionPlan",
     "BlockMask",
+    "Cache",
+    "CachePolicy",
     "ExtraKeys",
     "Method",
     "Profile",
@@ -33,6 +37,7 @@ __all__ = [
     "TokenLayout",
     "__version__",
     "calibrate",
+    "calibrate_cache",
     "disable",
     "enable",
     "load_miniature",
