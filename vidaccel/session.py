@@ -148,6 +148,8 @@ class Session:
         if self.setting.method.static and layout.tokens >= (self.setting.min_tokens or 0):
             # A plan that cannot be made should fail before the first step, not after the dense ones.
             self._statics.made(self._site(expert.layers[-1]))
+        elif not self.setting.method.static:
+            self.setting.method.check_site(self._site(expert.layers[-1]))
         self._check(expert, call, device)
 
     def _prepare(self, expert: Expert, device: torch.device, blocks: Sequence[int]) -> None:

@@ -18,6 +18,7 @@ from vidaccel.heads import HeadOption, HeadsAt, HeadTable
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, ModelFacts, method
 from vidaccel.methods.head_profile import HeadProfile, first_step
+from vidaccel.methods.mixed import Mixed
 from vidaccel.patterns import density_of, plan_of
 from vidaccel.patterns.bands import Band
 from vidaccel.patterns.cells import Cells
@@ -433,14 +434,15 @@ COSTLY = (((forced(3, 3), forced(3, 3)), (forced(1, 3), forced(3, 3))))
 """At least (THIN + 1) / 2 of a run, where it has any choice."""
 
 
-def test_a_budget_that_one_size_cannot_meet_is_refused_before_the_first_step_there(pipe):
+@pytest.mark.parametrize("cls", [HeadProfile, Mixed])
+def test_a_budget_that_one_size_cannot_meet_is_refused_before_the_first_step_there(pipe, cls):
     table = HeadTable(BLOCK, PATTERNS, BANDS, {"transformer": COSTLY})
     uneven = dataclasses.replace(sized(), heads_at=(HeadsAt(SMALL, table),))
-    made = HeadProfile.of(uneven, density=0.5)
+    made = cls.of(uneven, density=0.5)
     assert first_heads(made, LAYOUT)
     complaint = r"the profile on 5x3x4, as measured on 5x3x4: density 0.5 is below 0\.\d+"
     with pytest.raises(ValueError, match=complaint):
-        made.plan(None, None, None, at(0, 0, layout=SMALL), {})
+        made.chosen(SMALL)
     with pytest.raises(ValueError, match="density 0.01 is below 0.3978"):
         HeadProfile.of(uneven, density=0.01)
     ran = []

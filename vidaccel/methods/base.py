@@ -118,6 +118,15 @@ class Method(ABC):
             raise ValueError(f"these options of {self.name} need the number of steps of a run, which is unknown here: "
                              "pass num_inference_steps")  # fmt: skip
 
+    def check_site(self, site: Site) -> None:
+        """Refuse a token grid that these options cannot serve, for methods that are not static; called at each forward,
+        before its first layer.
+
+        Raises:
+            ValueError: why not.
+        """
+        return
+
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
         """Refuse models that these options are not for; called by `vidaccel.enable` before anything is changed.
 

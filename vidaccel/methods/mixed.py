@@ -80,6 +80,10 @@ class Mixed(HeadProfile):
         super().check_models(models)
         self.chooses.check_models(models)
 
+    def check_site(self, site: Site) -> None:
+        # Where the budget cannot be met on this grid, no layer has patterns.
+        self.chosen(site.layout)
+
     def compensated(self, name: str | None) -> Mixed:
         made = copy.copy(self)
         object.__setattr__(made, CHOOSES, self.chooses.compensated(name))
