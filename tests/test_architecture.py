@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "methods": BASE | {"planning", "patterns", "heads", "profile"},
     "compensation": BASE | {"planning"},
     "statics": BASE | {"costs", "methods"},
-    "caching": BASE | {"architecture", "files", "strict"},
+    "caching": BASE | {"architecture", "files", "miniature", "strict"},
     "pipelines": BASE | {"kernels"},
     "strict": set(),
     "architecture": {"strict"},

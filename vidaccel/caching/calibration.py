@@ -15,6 +15,7 @@ from vidaccel import architecture, strict
 from vidaccel.architecture import Facts
 from vidaccel.caching.track import MAX_STEPS, Track
 from vidaccel.files import write_text
+from vidaccel.miniature import PREFIX, miniature_path
 
 FORMAT = 1
 DENSE = "dense"
@@ -68,16 +69,19 @@ class CacheCalibration:
 
     @classmethod
     def of(cls, given: str | os.PathLike[str] | CacheCalibration) -> CacheCalibration:
-        """One from a path, or as it is.
+        """One from a path, from a file of a miniature such as "miniature:wan/cache-20.json", or as it is.
 
         Raises:
-            ValueError: it is neither, or cannot be read.
+            ValueError: it is none of these, or cannot be read.
         """
         if isinstance(given, cls):
             return given
         if not isinstance(given, str | os.PathLike) or not str(given) or "\0" in str(given):
             raise ValueError(f"a cache calibration is the path of a JSON file, not {strict.shown(given)}; "
                              "vidaccel calibrate-cache makes one")  # fmt: skip
+        if str(given).startswith(PREFIX):
+            name, _, file = str(given).removeprefix(PREFIX).partition("/")
+            return dataclasses.replace(cls.load(miniature_path(name) / file), reference=str(given))
         return cls.load(os.path.expanduser(given))
 
     @classmethod

@@ -288,7 +288,7 @@ class Runtime:
         if now is None:
             return None
         if now.decision is None:
-            raise RuntimeError(f"{type(transformer).__name__} ran without its blocks, which the cache watches: disable it")
+            raise RuntimeError(f"{type(transformer).__name__} ran none of the blocks that the cache watches: disable it")
         replaced = None if self._stacked else self._output(now, output)
         self._count(now)
         self.log.add(now.decision, now.seen.device)
