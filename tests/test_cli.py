@@ -173,6 +173,8 @@ def test_ls_names_everything(miniature: Path) -> None:
     assert "WanTransformer3DModel" in values["families"]["wan"]["transformers"]
     assert values["compensations"]["centroid"]["options"] == ["kept_mb"]
     assert "2505.22918" in values["compensations"]["residual"]["paper"]
+    assert values["caches"]["easycache"]["options"] == ["threshold"] and "2507.02860" in str(values["caches"])
+    assert values["predictors"]["taylor"]["options"] == ["order"] and "guidance_interval" in values["cache_limits"]
     assert values["miniatures"] == ["miniature:wan"] and values["profiles"]
     text = run("ls")
     assert text.exit_code == 0 and "miniature:wan" in text.stdout and "decay" in text.stdout
@@ -254,6 +256,31 @@ def test_generate_with_a_compensation_tells_it(folder: Path, tmp_path: Path) -> 
     assert values["sparse"]["compensation"]["name"] == "centroid" and values["sparse"]["calls"]["sparse"] > 0
 
 
+def test_generate_with_a_cache_alone_tells_what_it_computed(folder: Path, tmp_path: Path) -> None:
+    words = generate_words(folder, tmp_path / "clip.mp4", "--method", "dense", "--cache", "static")
+    words += ["--cache-set", "compute=[0, 1]", "--cache-set", "min-steps=1", "--cache-set", "predictor=taylor"]
+    cache = json_of(*words)["sparse"]["cache"]
+    assert cache["name"] == "static" and cache["predictor"] == {"name": "taylor", "order": 1}
+    assert [each["what"] for each in cache["decisions"][::2]] == ["computed", "computed", "predicted", "computed"]
+    taylor = '{"name": "taylor", "order": 2}'
+    assert "predictor taylor" in run(*words[:-1], f"predictor={taylor}").stdout
+
+
+def test_generate_with_sparse_attention_and_a_cache(folder: Path, tmp_path: Path) -> None:
+    words = generate_words(folder, tmp_path / "clip.mp4", *RADIAL, "--schedule", "dense_first_steps=0")
+    values = json_of(*words, "--cache", "static", "--cache-set", "compute=[0, 1]", "--cache-set", "min_steps=1")
+    assert values["sparse"]["calls"] == {"sparse": 12, "dense": 6, "spared": 6}
+    assert values["sparse"]["cache"]["computed_share"] == 0.75
+
+
+def test_cache_options_are_typed_by_the_policys_fields() -> None:
+    given = ["threshold=0.1", "coefficients=[1, 0]", "range=none", "most-reused=3", "first_steps=0.2"]
+    assert options.cache_options("teacache", given) == {
+        "name": "teacache", "threshold": 0.1, "coefficients": [1, 0], "range": None, "most_reused": 3,
+        "first_steps": 0.2}  # fmt: skip
+    assert options.cache_options(None, []) is None
+
+
 def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     result = run("generate", "--model", "miniature:wan", "--prompt", PROMPT, "--out", tmp_path / "clip.mp4",
                  "--steps", 2)  # fmt: skip
@@ -272,6 +299,13 @@ def test_generate_takes_a_miniature_with_its_defaults(miniature: Path, tmp_path:
         (["--precision", "int4"], "unknown precision 'int4'; choose int8, fp8"),
         (["--compensation", "prayer"], "unknown compensation 'prayer'; choose centroid, residual"),
         (["--method", "dense", "--compensation", "centroid"], "'dense' takes no --density, .* --compensation and"),
+        (["--cache", "nope"], "unknown cache policy 'nope'; choose .*easycache"),
+        (["--cache-set", "threshold=0.1"], "'threshold=0.1' sets an option of a cache: give --cache NAME"),
+        (["--cache", "easycache", "--cache-set", "colour=1"], "'easycache' has no option 'colour'; it has threshold, "),
+        (["--cache", "easycache", "--cache-set", "threshold=low"], "threshold='low' is not a number"),
+        (["--cache", "easycache", "--cache-set", "predictor=oracle"], "unknown predictor 'oracle'; choose hold"),
+        (["--cache", "easycache", "--cache-set", "predictor={"], "not JSON|unknown predictor"),
+        (["--method", "dense", "--cache", "magcache"], "needs a calibration"),
         (["--precision", "int8"], "cpu: it computes in the inputs' own type, not in int8"),
         (["--method", "dense", "--check-finite"], "'dense' takes no --density, --set, --schedule"),
         (["--schedule", "dense_first_steps=1.5"], "dense_first_steps=1.5"),

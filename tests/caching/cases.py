@@ -83,7 +83,8 @@ def by_hooks(pipe: Any, steps: tuple[int, ...], place: Place) -> Iterator[None]:
         return tuple(replaced(entered, list(out)))
 
     def end(module: Any, args: Any, kwargs: Any, out: Any) -> Any:
-        return (replaced([kwargs["hidden_states"]], [out[0]])[0], *out[1:])
+        given = kwargs["hidden_states"] * (place is Place.OUTPUT)
+        return (replaced([given], [out[0]])[0], *out[1:])
 
     hooks = [transformer.register_forward_pre_hook(begin, with_kwargs=True)]
     if place is Place.STACK:

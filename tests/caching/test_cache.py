@@ -33,7 +33,7 @@ def test_every_cache_is_json() -> None:
     ("tea", "unknown cache policy 'tea'; choose "), ({"threshold": 1}, "unknown cache policy"), (3, "unknown cache"),
     ({"name": "easycache", "limit": 1}, "has no option 'limit'; it has threshold, "),
     ({"name": "easycache", "predictor": "spline"}, "unknown predictor 'spline'; choose hold, taylor, affine"),
-    ({"name": "easycache", "guidance_interval": 2}, "keeps those of the model's output"),
+    ({"name": "easycache", "reuse": "attention"}, "reuse 'attention' is none of stack, output, prediction"),
     ({"name": "rehash", "predictor": "affine"}, "needs a policy with calibrated corrections"),
 ])  # fmt: skip
 def test_refusals(given: object, message: str) -> None:

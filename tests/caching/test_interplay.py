@@ -20,8 +20,8 @@ SPARSE: dict[str, Any] = {"method": "radial", "min_tokens": 0, "decay": 0.0, "bl
                           "schedule": {"dense_first_steps": 2, "dense_first_layers": 0}}  # fmt: skip
 
 
-def cached(pipe: Any, policy: Any = Told(STEPS), **more: Any) -> Any:
-    with vidaccel.enable(pipe, **{"method": None, "cache": Cache(policy, min_steps=1)} | more):
+def cached(pipe: Any, policy: Any = None, **more: Any) -> Any:
+    with vidaccel.enable(pipe, **{"method": None, "cache": Cache(policy or Told(STEPS), min_steps=1)} | more):
         return run("wan", pipe)
 
 

@@ -62,8 +62,8 @@ def test_names() -> None:
     assert predictor(Affine()) == Affine() and set(PREDICTORS) == {"hold", "taylor", "affine"}
 
 
-@pytest.mark.parametrize("given", ["spline", {"order": 1}, {"name": "taylor", "degree": 1}, {"name": "taylor", "order": 3},
-                                   {"name": "taylor", "order": True}, 3])  # fmt: skip
+@pytest.mark.parametrize("given", ["spline", {"order": 1}, {"name": "taylor", "degree": 1}, 3,
+                                   {"name": "taylor", "order": 3}, {"name": "taylor", "order": True}])  # fmt: skip
 def test_refusals(given: object) -> None:
     with pytest.raises(ValueError, match="predictor"):
         predictor(given)  # type: ignore[arg-type]

@@ -45,15 +45,18 @@ def test_all_computed_is_stock(family: str, policy: CachePolicy) -> None:
 
 
 @pytest.mark.parametrize("family", ONE_EXPERT)
-@pytest.mark.parametrize("policy", [Told, ToldOutput], ids=["stack", "output"])
-def test_reuse_is_the_slow_cache(family: str, policy: Any) -> None:
+@pytest.mark.parametrize("policy", [Told, ToldOutput])
+@pytest.mark.parametrize("reuse", [None, "stack", "output", "prediction"])
+def test_reuse_is_the_slow_cache(family: str, policy: Any, reuse: str | None) -> None:
+    """Whatever the policy goes by, what is reused is as asked."""
     steps = (2, 4)
+    cache = Cache(policy(steps), reuse=reuse, min_steps=1)
     pipe = FAMILIES[family][0]()
     stock = run(family, pipe)
-    with by_hooks(pipe, steps, policy.place):
+    with by_hooks(pipe, steps, cache.place):
         expected = run(family, pipe)
     assert np.abs(expected - stock).max() > 1e-4
-    with vidaccel.enable(pipe, **only(policy(steps))) as session:
+    with vidaccel.enable(pipe, None, cache=cache) as session:
         np.testing.assert_allclose(run(family, pipe), expected, atol=1e-5)
         # After an aborted generation, too.
         with pytest.raises(KeyboardInterrupt):
@@ -100,16 +103,17 @@ def test_sparse_switch_is_an_event() -> None:
     assert made["calls"] == {"sparse": 4, "dense": 8, "spared": 20}
 
 
-def test_guidance_interval() -> None:
+@pytest.mark.parametrize("reuse", ["stack", "output", "prediction"])
+def test_guidance_interval(reuse: str) -> None:
     """Between steps that compute both passes, the unconditional one has the conditional one's residual and the last
     difference, which for a model without differences between them is exact."""
     pipe = tiny.tiny_wan()
-    with vidaccel.enable(pipe, **only(Told(), guidance_interval=2)) as session:
+    with vidaccel.enable(pipe, **only(Told(), guidance_interval=2, reuse=reuse)) as session:
         run("wan", pipe)
         made = session.summary().to_dict()["cache"]["decisions"]
     assert [each["step"] for each in made if each["what"] == "guidance"] == [1, 3]
     stock = run("wan", pipe, negative_prompt="a red circle", prompt="a red circle")
-    with vidaccel.enable(pipe, **only(Told(), guidance_interval=2)):
+    with vidaccel.enable(pipe, **only(Told(), guidance_interval=2, reuse=reuse)):
         np.testing.assert_allclose(run("wan", pipe, negative_prompt="a red circle", prompt="a red circle"), stock,
                                    atol=1e-5)  # fmt: skip
 
@@ -143,9 +147,9 @@ def test_refusals() -> None:
         vidaccel.enable(pipe, cache="told")
     with pytest.raises(ValueError, match="pass num_inference_steps"):
         vidaccel.enable(pipe.transformer, None, cache=Told())
-    with pytest.raises(ValueError, match=r"would keep .* GB on cpu .* max_memory allows 0.00 GB"):
-        with vidaccel.enable(pipe, **only(Told((2,)), max_memory=1e-9)):
-            run("wan", pipe)
+    small = vidaccel.enable(pipe, **only(Told((2,)), max_memory=1e-9))
+    with small, pytest.raises(ValueError, match=r"would keep .* GB on cpu .* max_memory allows 0.00 GB"):
+        run("wan", pipe)
     pipe.transformer.compile()
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
         vidaccel.enable(pipe, None, cache=Told())
@@ -166,7 +170,7 @@ def test_blocks_stay_children() -> None:
     names = list(pipe.transformer.state_dict())
     with vidaccel.enable(pipe, **only(Told((2,)))):
         assert list(pipe.transformer.state_dict()) == names
-        assert len(pipe.transformer.blocks) == 2 and pipe.transformer.blocks[0] is pipe.transformer._modules["blocks"][0]
-        assert [block for block in pipe.transformer.blocks] == list(pipe.transformer._modules["blocks"])
+        stand_in, blocks = pipe.transformer.blocks, pipe.transformer._modules["blocks"]
+        assert len(stand_in) == 2 and stand_in[0] is blocks[0] and list(stand_in) == list(blocks)
         assert family_of(pipe.transformer).sites(pipe.transformer)
     assert Told().place is Place.STACK

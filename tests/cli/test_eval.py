@@ -91,6 +91,22 @@ def test_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     assert record["model"]["name"] == "miniature:wan" and record["model"]["digest"].startswith("sha256:")
 
 
+def test_caches_cross_methods(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "eval.yaml"
+    static = "{name: static, compute: [0, 2], min_steps: 1}"
+    file.write_text(f"model: {folder}\nmethod: dense\ncache: [none, {static}]\nbaselines: [same-compute]\n")
+    words = [file, "--prompt", PROMPTS[0], *SIZE, "--guidance", 1.0, "--quick", "--out", tmp_path / "out"]
+    result = run(*words)
+    assert result.exit_code == 0, result.output
+    assert "dense+static(compute=0 2, min_steps=1)" in result.stdout and "same-compute" in result.stdout
+    assert "computed" in result.stdout and "3 of 3 cells are done" in result.stdout
+    more = json.loads(run(*words, "--cache", "none", "--cache", "easycache", "--json").stdout)
+    assert more["cells"] == 3 and more["skipped"] == 1 and not more["failed"]
+    shares = {row["label"]: row["computed_share"] for row in more["rows"]}
+    assert shares["dense"] is None and shares["dense+easycache"] == 1.0, "too few steps"
+    assert shares["dense+static(compute=0 2, min_steps=1)"] == 0.75
+
+
 def test_a_settings_file_and_flags_over_it(folder: Path, tmp_path: Path) -> None:
     file = write_settings(tmp_path / "eval.yaml", folder)
     words = [file, "--out", tmp_path / "out", "--no-baselines", "--density", 0.9, "--no-quick"]
@@ -121,7 +137,7 @@ def test_failed_cells_make_exit_code_1(folder: Path, tmp_path: Path) -> None:
         (["--method", "nope"], "unknown method 'nope'; choose dense, "),
         (["--density", "2"], r"density 2.0 is outside \(0, 1\]"),
         (["--method", "dense", "--density", "0.5"], "none of the methods dense takes a density"),
-        (["--cache", "teacache"], "unknown cache policy 'teacache'; choose none"),
+        (["--cache", "nope"], "unknown cache policy 'nope'; choose none, "),
         (["--seed", "-1"], "seed -1"),
         (["--steps", "0"], "steps 0"),
         (["--repeats", "0"], "repeats 0"),

@@ -60,7 +60,7 @@ def test_the_density_axis_passes_over_methods_that_set_their_own() -> None:
         ({"density": 0}, r"density 0 is outside \(0, 1\]"),
         ({"density": True}, "density: True is not a number"),
         ({"density": "0.2"}, "density: '0.2' is not a number"),
-        ({"cache": "teacache"}, "unknown cache policy 'teacache'; choose none"),
+        ({"cache": "teacache"}, "teacache needs coefficients"),
         ({"cache": None}, "unknown cache policy None"),
         ({"prompt": ["a", 3]}, "prompt: 3 is not a text"),
         ({"prompt": " "}, "a prompt is empty"),

@@ -20,6 +20,8 @@ class Place(Enum):
     """The residual of the block stack: what leaves it minus what enters it. Final norm and projection run again."""
     OUTPUT = "output"
     """The residual of the whole model: its output minus its latents. Far smaller."""
+    PREDICTION = "prediction"
+    """The model's output itself: the velocity or noise that it predicts."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class CachePolicy(ABC):
     paper: ClassVar[str] = ""
     """Source paper."""
     place: ClassVar[Place] = Place.STACK
+    """What it goes by, and what is reused unless the user says otherwise (`Cache.reuse`)."""
     leads: ClassVar[bool] = True
     """Whether the first guidance pass of a step decides for all; else each decides for itself."""
     first_steps: ClassVar[float] = 1
@@ -124,7 +127,8 @@ class CachePolicy(ABC):
         """Learn from a computed call.
 
         Args:
-            residual: what is kept of it: video tokens ``[batch, tokens, dim]`` of the first segment, or latents.
+            residual: of the deciding rows: of the first segment's video tokens ``[batch, tokens, dim]`` where `place`
+                is STACK, else of the model, as latents.
         """
         return
 

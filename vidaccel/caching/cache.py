@@ -11,6 +11,7 @@ from typing import Any
 from vidaccel.caching.base import CachePolicy, Place
 from vidaccel.caching.predictors import Affine, Hold, Predictor, predictor
 
+PLACES = tuple(each.value for each in Place)
 FEW_STEPS = 12
 """Runs of fewer steps have little to cache: those that matter most take them all (specs, 4.7)."""
 
@@ -22,6 +23,8 @@ class Cache:
     Args:
         policy: which steps.
         predictor: what a reused step is given.
+        reuse: what is kept and reused: the residual of the blocks ("stack"), the model's output less its latents
+            ("output") or as it is ("prediction"); None for the policy's own.
         first_steps: steps at the start that are always computed, a count or a fraction as in `Schedule`; None for the
             policy's own.
         last_steps: the same at the end, which settles fine detail.
@@ -39,6 +42,7 @@ class Cache:
 
     policy: CachePolicy
     predictor: Predictor = Hold()
+    reuse: str | None = None
     first_steps: float | None = None
     last_steps: float = 1
     most_reused: int | None = None
@@ -62,9 +66,15 @@ class Cache:
         if isinstance(self.predictor, Affine) and not self.policy.corrects:
             raise ValueError(f"predictor 'affine' needs a policy with calibrated corrections, which "
                              f"{self.policy.name!r} has not: choose ertacache, or another predictor")  # fmt: skip
-        if self.guidance_interval > 1 and self.policy.place is not Place.STACK:
-            raise ValueError(f"guidance_interval {self.guidance_interval} works on residuals of the blocks, and "
-                             f"{self.policy.name!r} keeps those of the model's output")  # fmt: skip
+        if self.reuse not in (None, *PLACES):
+            raise ValueError(f"reuse {self.reuse!r} is none of {', '.join(PLACES)}")
+        if isinstance(self.predictor, Affine) and self.place is not Place.OUTPUT:
+            raise ValueError(f"predictor 'affine' corrects the model's residual, not what reuse={self.reuse!r} keeps")
+
+    @property
+    def place(self) -> Place:
+        """What is kept and reused."""
+        return self.policy.place if self.reuse is None else Place(self.reuse)
 
     @property
     def first(self) -> float:

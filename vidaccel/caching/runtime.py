@@ -119,7 +119,9 @@ class Runtime:
             raise ValueError(f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its "
                              "blocks, by transformer.compile_repeated_blocks()")  # fmt: skip
         count = sum(len(getattr(transformer, each)) for each in model.stacks)
-        self.cache.policy.segments(count)
+        if self.cache.policy.segments(count) != ((0, count),) and not self._stacked:
+            raise ValueError(f"{self.cache.policy.name!r} reuses part of the blocks, which reuse={self.cache.reuse!r} "
+                             "cannot: leave it out")  # fmt: skip
         self._blocks[id(transformer)] = stack.attach(self, transformer, model.stacks)
         # After whatever else returns the output; not by replacing `forward`, which offloading replaces, too.
         hook = transformer.register_forward_hook(torch.compiler.disable(self._finish))
@@ -179,7 +181,7 @@ class Runtime:
                 self._left(now, number, [out] if isinstance(out, Tensor) else list(out))
             return out
         last = index == now.segments[number][1] - 1
-        return _packed(self._predicted(now, number) if last and self._stacked else streams)
+        return _packed(self._leaving(now, number) if last and self._stacked else streams)
 
     @property
     def _now(self) -> Pass:
@@ -188,7 +190,7 @@ class Runtime:
 
     @property
     def _stacked(self) -> bool:
-        return self.cache.policy.place is Place.STACK
+        return self.cache.place is Place.STACK
 
     def _passes_by(self, now: Pass) -> bool:
         return now.decision is not None and now.decision.what != COMPUTED
@@ -233,21 +235,31 @@ class Runtime:
         return [index for index in rest if not any(start <= index < end for start, end in spared)]
 
     def _left(self, now: Pass, number: int, streams: Streams) -> None:
-        """A segment was computed: keep what it added, unless nothing can come of it."""
-        if not self._stacked or (self._at_end(now) and not now.arrival.may_reuse):
-            return
+        """A segment was computed: let the policy see what it added, and keep that if anything can come of it."""
+        policy, keeps = self.cache.policy, self._stacked and self._comes_later(now)
+        seen = number == 0 and policy.place is Place.STACK and self._observes(now)
         for place, (out, entered) in enumerate(zip(streams, now.entered, strict=True)):
-            self._keep(now, (number, place), out - entered)
+            if not keeps and not (seen and place == 0):
+                return
+            residual = out - entered
+            if seen and place == 0:
+                self._observe(now, residual)
+            if keeps:
+                self._keep(now, (number, place), residual)
 
-    def _keep(self, now: Pass, spot: Spot, residual: Tensor) -> None:
-        branch, step = now.branch, now.arrival.step
-        if spot == OUTPUT and self._observes(now):
-            assert now.turn is not None
-            self.cache.policy.observe(now.turn, now.seen, now.seen.rows(residual), branch.state)
-        branch.kept[spot] = self.cache.predictor.keep(branch.kept.get(spot), step, residual)
-        first = self._first_pass(now)
+    def _observe(self, now: Pass, residual: Tensor) -> None:
+        assert now.turn is not None
+        self.cache.policy.observe(now.turn, now.seen, now.seen.rows(residual), now.branch.state)
+
+    def _keep(self, now: Pass, spot: Spot, value: Tensor) -> None:
+        branch, first = now.branch, self._first_pass(now)
+        branch.kept[spot] = self.cache.predictor.keep(branch.kept.get(spot), now.arrival.step, value)
         if first is not None and self.cache.guidance_interval > 1:
-            branch.difference[spot] = residual - first.kept[spot].parts[0]
+            branch.difference[spot] = value - first.kept[spot].parts[0]
+
+    def _comes_later(self, now: Pass) -> bool:
+        """Whether what is computed now may be reused: by a later step, or by a later pass of this one."""
+        return now.arrival.may_reuse or not self._at_end(now)
 
     def _at_end(self, now: Pass) -> bool:
         return now.arrival.steps is not None and now.arrival.step == now.arrival.steps - 1
@@ -267,20 +279,22 @@ class Runtime:
         ready = now.arrival.may_reuse and bool(now.branch.difference) and self._first_pass(now) is not None
         return ready and now.branch.guided < self.cache.guidance_interval - 1
 
-    def _predicted(self, now: Pass, number: int) -> Streams:
+    def _predicted(self, now: Pass, spot: Spot) -> Tensor:
+        """What stands for a value that was not computed."""
+        assert now.decision is not None
+        branch, predictor = now.branch, self.cache.predictor
+        if now.decision.what != GUIDANCE:
+            return predictor.predict(branch.kept[spot], now.arrival.step)
+        first = self._first_pass(now)
+        assert first is not None
+        value = first.kept[spot].parts[0] + branch.difference[spot]
+        branch.kept[spot] = predictor.keep(branch.kept.get(spot), now.arrival.step, value)
+        return value
+
+    def _leaving(self, now: Pass, number: int) -> Streams:
         """What leaves a segment that was not computed."""
-        out = []
-        for place, entered in enumerate(now.entered):
-            spot = (number, place)
-            if now.decision is not None and now.decision.what == GUIDANCE:
-                first = self._first_pass(now)
-                assert first is not None
-                residual = first.kept[spot].parts[0] + now.branch.difference[spot]
-                now.branch.kept[spot] = self.cache.predictor.keep(now.branch.kept.get(spot), now.arrival.step, residual)
-            else:
-                residual = self.cache.predictor.predict(now.branch.kept[spot], now.arrival.step)
-            out.append(entered + residual.to(entered.dtype))
-        return out
+        return [entered + self._predicted(now, (number, place)).to(entered.dtype)
+                for place, entered in enumerate(now.entered)]  # fmt: skip
 
     def _finish(self, transformer: nn.Module, args: Any, output: Any) -> Any:
         """The forward ends: keep what it gave, or replace it."""
@@ -288,23 +302,29 @@ class Runtime:
         if now is None:
             return None
         if now.decision is None:
-            raise RuntimeError(f"{type(transformer).__name__} ran none of the blocks that the cache watches: disable it")
-        replaced = None if self._stacked else self._output(now, output)
+            raise RuntimeError(f"{type(transformer).__name__} ran none of the blocks that its cache watches")
+        replaced = self._output(now, output)
         self._count(now)
         self.log.add(now.decision, now.seen.device)
         return replaced
 
     def _output(self, now: Pass, output: Any) -> Any:
-        """Keep the residual of a computed output; a new output where it was not computed, else None."""
-        sample: Tensor = output[0]
-        latents = now.seen.all_latents()
+        """Keep what is reused of a computed output; a new output where it was not computed, else None."""
+        sample, latents, policy = output[0], now.seen.all_latents(), self.cache.policy
+        whole = self.cache.place is Place.PREDICTION
         if not self._passes_by(now):
-            self._keep(now, OUTPUT, sample - latents)
+            if policy.place is not Place.STACK and self._observes(now):
+                self._observe(now, sample - latents)
+            if not self._stacked and self._comes_later(now):
+                self._keep(now, OUTPUT, sample if whole else sample - latents)
             return None
-        kept, turn = now.branch.kept[OUTPUT], now.turn
+        if self._stacked:
+            return None
+        kept_step, turn = now.branch.kept[OUTPUT].step, now.turn
+        value = self._predicted(now, OUTPUT).to(sample.dtype)
+        new = value if whole else latents + value
         assert turn is not None
-        new = latents + self.cache.predictor.predict(kept, turn.step).to(sample.dtype)
-        if isinstance(self.cache.predictor, Affine) and (found := self.cache.policy.correction(turn, kept.step)):
+        if isinstance(self.cache.predictor, Affine) and (found := policy.correction(turn, kept_step)):
             new = new - (found[0] * new + found[1])
         return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
 

@@ -48,9 +48,9 @@ def calibrate_cache(
 ) -> CacheCalibration:
     """Measure how alike the steps of a pipeline's runs are, in one generation per prompt, for policies of step caching.
 
-    What is enabled on the pipeline is put aside and comes back, unless `sparse`. Residuals of the blocks are compared at sampled video
-    tokens, the model's outputs in full. Memory: of each guidance branch, all steps' outputs in fp32 and sampled
-    residuals, in the CPU's memory; and the last step's sampled residual of each block, beside the blocks.
+    What is enabled on the pipeline is put aside and comes back, unless `sparse`. Residuals of the blocks are compared
+    at sampled video tokens, the model's outputs in full. Memory: of each guidance branch, all steps' outputs in fp32
+    and sampled residuals, in the CPU's memory; and the last step's sampled residual of each block, beside the blocks.
 
     Args:
         pipe: a pipeline of a supported family whose blocks can be watched.

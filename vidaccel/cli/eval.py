@@ -30,7 +30,7 @@ def eval_(
     model: Annotated[Strings, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")] = None,
     method: Annotated[Strings, typer.Option(help="A method, or dense; options of methods go in the file.")] = None,
     density: Annotated[list[float] | None, typer.Option(help="Video density in (0, 1].")] = None,
-    cache: Annotated[Strings, typer.Option(help="Cache policy; none is the only one so far.")] = None,
+    cache: Annotated[Strings, typer.Option(help="A cache policy, or none; options of policies go in the file.")] = None,
     prompt: Annotated[Strings, typer.Option(help="What to show; the miniature's own by default.")] = None,
     prompts_file: Annotated[Path | None, typer.Option(help="A text file, one prompt a line.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Of the noise.")] = None,
@@ -46,7 +46,7 @@ def eval_(
     repeats: Annotated[int | None, typer.Option(help="Timed runs of each cell; 1 by default.")] = None,
     quick: Annotated[bool | None, typer.Option(help="Only latents, and only four prompts.")] = None,
     baselines: Annotated[
-        bool | None, typer.Option(help="Dense again, fewer steps at equal time, random blocks; on by default.")
+        bool | None, typer.Option(help="Dense again, dense with fewer steps, random blocks; on by default.")
     ] = None,
     backend: Annotated[str | None, typer.Option(help="auto, triton, cpu, flex or reference.")] = None,
     precision: Annotated[str | None, typer.Option(help="int8 or fp8, for sparse attention in fewer bits.")] = None,

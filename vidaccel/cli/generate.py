@@ -48,6 +48,13 @@ def generate(
     compensation: Annotated[
         str | None, typer.Option(help="What makes up for skipped keys: centroid or residual; none by default.")
     ] = None,
+    cache: Annotated[
+        str | None, typer.Option(help="What reuses steps, as listed by `vidaccel ls`; with dense it is all there is.")
+    ] = None,
+    cache_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="An option or limit of the cache, or its predictor; repeatable."),
+    ] = None,
     check_finite: Annotated[
         bool, typer.Option("--check-finite", help="Stop at the first attention output that is not finite; slow.")
     ] = False,
@@ -68,8 +75,9 @@ def generate(
         "last_image": last_image,
     }
     with reserved_stdout():
+        reuse = options.cache_options(cache, cache_set or [])
         setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
-                           check_finite)  # fmt: skip
+                           check_finite, reuse)  # fmt: skip
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)
@@ -79,7 +87,7 @@ def generate(
 
 @dataclass(frozen=True)
 class _Setting:
-    """What the options say about sparse attention."""
+    """What the options say about sparse attention and the cache."""
 
     method: str | None
     density: float | None
@@ -90,9 +98,10 @@ class _Setting:
     precision: str | None
     compensation: str | None
     check_finite: bool
+    cache: dict[str, Any] | None
 
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
-        """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run."""
+        """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run without a cache."""
         from vidaccel import kernels, methods, profile
         from vidaccel.api import profiled
         from vidaccel.compensation import compensation as make_compensation
@@ -103,7 +112,10 @@ class _Setting:
             if self.density is not None or any(given):
                 raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision, --compensation "
                                  "and --check-finite")  # fmt: skip
-            return None
+            if self.cache is None:
+                return None
+            _ = model.supported_family()
+            return {"method": None, "cache": self.cache}
         family = model.supported_family()
         if self.backend != "auto":
             kernels.backend(self.backend)
@@ -126,8 +138,9 @@ class _Setting:
         _ = profiled(found, family, chosen) if found else methods.method(name, family, **chosen)
         fields = options.parse(self.schedule, Schedule, "a schedule")
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
-        return {"method": self.method, "backend": self.backend, "min_tokens": min_tokens, "precision": self.precision,
-                "compensation": self.compensation, "check_finite": self.check_finite, **chosen, **schedule}  # fmt: skip
+        return {"method": self.method or "auto", "backend": self.backend, "min_tokens": min_tokens,
+                "precision": self.precision, "compensation": self.compensation, "check_finite": self.check_finite,
+                "cache": self.cache, **chosen, **schedule}  # fmt: skip
 
 
 def _generate(

@@ -19,7 +19,7 @@ def env(json: Json = False) -> None:
 
 
 def ls(json: Json = False) -> None:
-    """Methods, compensations, model families, backends, miniatures and shipped profiles."""
+    """Methods, compensations, cache policies, model families, backends, miniatures and shipped profiles."""
     with reserved_stdout():
         values = listing()
     print_json(values) if json else _echo(values)
@@ -62,7 +62,9 @@ def listing() -> dict[str, Any]:
     """Names of everything that can be chosen, with what tells them apart."""
     import dataclasses
 
-    from vidaccel import compensation, kernels, methods, miniature, profile
+    from vidaccel import caching, compensation, kernels, methods, miniature, profile
+    from vidaccel.caching import predictors
+    from vidaccel.caching.cache import LIMITS
     from vidaccel.pipelines import families
 
     def options(cls: Any) -> list[str]:
@@ -75,6 +77,13 @@ def listing() -> dict[str, Any]:
         "compensations": {
             name: {"paper": cls.paper, "options": options(cls)} for name, cls in compensation.COMPENSATIONS.items()
         },
+        "caches": {
+            name: {"paper": cls.paper, "options": options(cls)} for name, cls in caching.POLICIES.items()
+        },
+        "predictors": {
+            name: {"paper": cls.paper, "options": options(cls)} for name, cls in predictors.PREDICTORS.items()
+        },
+        "cache_limits": list(LIMITS),
         "families": {name: {"transformers": list(each.transformers)} for name, each in families().items()},
         "backends": list(kernels.BACKENDS),
         "miniatures": [miniature.PREFIX + name for name in miniature.available()],

@@ -6,14 +6,14 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vidaccel import strict
 
 NONE = ("none", "null")
 NAMES = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text",
-         list: "a list as JSON"}  # fmt: skip
+         list: "a list as JSON", dict: "a mapping as JSON"}  # fmt: skip
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -26,16 +26,20 @@ def parse(assignments: Iterable[str], cls: Any, what: str) -> dict[str, Any]:
     Raises:
         ValueError: no "=", an unknown field, a field set twice, or a value that is not of its type.
     """
-    known = [field.name for field in dataclasses.fields(cls)]
     hints = typing.get_type_hints(cls)
+    return parse_as(assignments, {field.name: hints[field.name] for field in dataclasses.fields(cls)}, what)
+
+
+def parse_as(assignments: Iterable[str], hints: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """What `assignments` set of names with these types; see `parse`."""
     found: dict[str, Any] = {}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         name = name.strip().replace("-", "_")
         if not equals:
             raise ValueError(f"{assignment!r} is not NAME=VALUE")
-        if name not in known:
-            raise ValueError(f"{what} has no option {name!r}; it has {', '.join(known) or 'none'}")
+        if name not in hints:
+            raise ValueError(f"{what} has no option {name!r}; it has {', '.join(hints) or 'none'}")
         if name in found:
             raise ValueError(f"option {name!r} of {what} is set twice")
         found[name] = value(text.strip(), hints[name], name)
@@ -50,7 +54,7 @@ def value(text: str, annotation: Any, name: str) -> Any:
     """
     union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
     given = typing.get_args(annotation) if union else (annotation,)
-    kinds = [list if typing.get_origin(kind) is Sequence else kind for kind in given]
+    kinds = [list if typing.get_origin(kind) in (Sequence, tuple) else kind for kind in given]
     # "none" before a string, whole numbers before fractions: dense_first_steps=1 is a count, 1.0 all of them.
     order: dict[Any, Callable[[str], Any]] = {
         type(None): _none,
@@ -58,6 +62,7 @@ def value(text: str, annotation: Any, name: str) -> Any:
         int: int,
         float: _number,
         list: _list,
+        dict: _mapping,
         str: str,
     }
     able = [order[kind] for kind in order if kind in kinds]
@@ -98,6 +103,38 @@ def _list(text: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(text)
     return found
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    if not text.startswith("{"):
+        raise ValueError(text)
+    found: dict[str, Any] = strict.parse(text, "the option")
+    return found
+
+
+def cache_options(name: str | None, assignments: Iterable[str]) -> dict[str, Any] | None:
+    """A cache as `vidaccel.enable` takes it, from ``--cache`` and ``--cache-set``; None without.
+
+    Raises:
+        ValueError: options without a policy, no such policy, or as `parse`.
+    """
+    from vidaccel.caching import POLICIES, cache
+    from vidaccel.caching.cache import LIMITS, Cache
+
+    given = list(assignments)
+    if name is None:
+        if given:
+            raise ValueError(f"--cache-set {given[0]!r} sets an option of a cache: give --cache NAME, too")
+        return None
+    if name not in POLICIES:
+        raise ValueError(f"unknown cache policy {name!r}; choose {', '.join(POLICIES)}")
+    own, limits = (typing.get_type_hints(cls) for cls in (POLICIES[name], Cache))
+    fields = [item.name for item in dataclasses.fields(POLICIES[name])]  # type: ignore[arg-type]
+    hints = {each: own[each] for each in fields} | {each: limits[each] for each in LIMITS} | {"predictor": dict | str}
+    made = {"name": name, **parse_as(given, hints, f"cache policy {name!r}")}
+    # Only to be refused here, before a model is loaded.
+    _ = cache(made)
+    return made
 
 
 def method_options(name: str, assignments: Iterable[str], **named: Any) -> dict[str, Any]:

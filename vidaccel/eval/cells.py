@@ -12,9 +12,10 @@ from typing import Any
 import vidaccel
 from vidaccel.compensation import COMPENSATIONS
 from vidaccel.eval import env
+from vidaccel.eval.caches import NONE, CacheValues, text_of
 from vidaccel.eval.identity import key_of
 from vidaccel.eval.runner import LATENT
-from vidaccel.eval.settings import DENSE, FEWER_STEPS, QUICK_PROMPTS, RANDOM, Choice, Settings
+from vidaccel.eval.settings import DENSE, FEWER_STEPS, QUICK_PROMPTS, RANDOM, STEPS_ALONE, Choice, Settings
 from vidaccel.eval.sources import Source
 
 FORMAT = 1
@@ -22,6 +23,8 @@ WORD = 28
 """Letters of the prompt in a folder's name."""
 SHORT = 18
 """Letters of the prompt in a line about progress."""
+CACHE_WORD = 40
+"""Letters of the cache in a folder's name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Cell:
         given: those of them that were asked for, for the label.
         schedule: fields of a `Schedule`; None for the family's.
         density: requested; None for the method's own.
-        cache: policy of the cache.
+        cache: "none", or as of `Cache.to_dict`.
         backend: of the sparse attention.
         precision: of the sparse attention; None for the model's own type.
         repeats: timed runs.
@@ -53,7 +56,7 @@ class Cell:
     given: dict[str, Any]
     schedule: dict[str, Any] | None
     density: float | None
-    cache: str
+    cache: CacheValues
     backend: str
     precision: str | None
     repeats: int
@@ -77,7 +80,7 @@ class Cell:
             return f"{self.method} for {self.parent.label}"
         shown = {**self.given, **(self.schedule or {})}
         shown.pop("density", None)
-        return self.method + _in_brackets(shown) + self._compensated(with_options=True)
+        return self.method + _in_brackets(shown) + self._compensated(with_options=True) + self._cached()
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -112,8 +115,10 @@ class Cell:
     def _words(self) -> tuple[str, str]:
         """Method and requested density, of a baseline its parent's."""
         density = (self.parent or self).density
-        of = f"-for-{self.parent.method}{self.parent._compensated()}" if self.parent else self._compensated()
-        return self.method + of, "" if density is None else f"{density:g}"
+        of = self.parent or self
+        more = of._compensated() + of._cached()[:CACHE_WORD].rstrip("(., ")
+        name = self.method if self.parent is None else f"{self.method}-for-{of.method}"
+        return name + more, "" if density is None else f"{density:g}"
 
     def _setting(self) -> dict[str, Any]:
         names = ("method", "options", "schedule", "density", "cache", "backend", "precision", "repeats")
@@ -121,6 +126,10 @@ class Cell:
         # Only where there is one: cells without keep the hash that they had before there were any.
         added = {} if self.compensation is None else {"compensation": self.compensation}
         return {name: getattr(self, name) for name in names} | {"of": of} | added
+
+    def _cached(self) -> str:
+        """What a method's name is followed by; with "dense", the cache is all that is enabled."""
+        return "" if self.cache == NONE else f"+{text_of(self.cache)}"
 
     def _compensated(self, with_options: bool = False) -> str:
         """What a method's name is followed by, with the options that are not the usual ones."""
@@ -153,22 +162,30 @@ def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
         for prompt in prompts:
             for seed in settings.seed:
                 reference = {**shared, "prompt": prompt, "seed": seed}
-                for cache in settings.cache:
-                    for choice in choices:
-                        cell = Cell(source, reference, call, cache=cache, backend=settings.backend,
-                                    precision=settings.precision, repeats=settings.repeats, **choice)  # fmt: skip
-                        cells += [cell, *_baselines(cell, settings)]
+                for choice in choices:
+                    cell = Cell(source, reference, call, backend=settings.backend, precision=settings.precision,
+                                repeats=settings.repeats, **choice)  # fmt: skip
+                    cells += [cell, *_baselines(cell, settings)]
     return cells
 
 
 def _columns(source: Source, settings: Settings) -> Iterator[dict[str, Any]]:
+    """What the method, density and cache axes say of a cell."""
+    dense: dict[str, Any] = {"method": DENSE, "options": {}, "given": {}, "schedule": None, "density": None}
+    columns = list(_methods(source, settings, dense))
+    if DENSE in settings.baselines and not (dense in columns and NONE in settings.cache):
+        yield {**dense, "cache": NONE}
+    for cache in settings.cache:
+        if cache != NONE:
+            source.check_family()
+        yield from ({**each, "cache": cache} for each in columns)
+
+
+def _methods(source: Source, settings: Settings, dense: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What the method and density axes say of a cell."""
-    nothing: dict[str, Any] = {"options": {}, "given": {}, "schedule": None, "density": None}
-    if DENSE in settings.baselines and not any(choice.name == DENSE for choice in settings.method):
-        yield {"method": DENSE, **nothing}
     for choice in settings.method:
         if choice.name == DENSE:
-            yield {"method": DENSE, **nothing}
+            yield dense
             continue
         made_up = settings.compensation if choice.compensation is None else choice.compensation
         for density in (settings.density or (None,)) if choice.crosses() else (None,):
@@ -179,12 +196,16 @@ def _columns(source: Source, settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _baselines(cell: Cell, settings: Settings) -> Iterator[Cell]:
-    kinds = {FEWER_STEPS: cell.method != DENSE, RANDOM: cell.method not in (DENSE, RANDOM)}
+    cached = cell.cache != NONE
+    kinds = {**dict.fromkeys(STEPS_ALONE, cached), FEWER_STEPS: cached or cell.method != DENSE,
+             RANDOM: cell.method not in (DENSE, RANDOM)}  # fmt: skip
     for kind, fits in kinds.items():
         if fits and kind in settings.baselines:
-            schedule = cell.schedule if kind == RANDOM else None
-            yield dataclasses.replace(cell, method=kind, options={}, given={}, density=None, schedule=schedule,
-                                      parent=cell, compensation=None)  # fmt: skip
+            # Random blocks take the place of the method's and leave the rest as it is.
+            kept = {"schedule": cell.schedule, "cache": cell.cache} if kind == RANDOM else {"schedule": None,
+                                                                                         "cache": NONE}  # fmt: skip
+            yield dataclasses.replace(cell, method=kind, options={}, given={}, density=None, parent=cell,
+                                      compensation=None, **kept)  # fmt: skip
 
 
 def _shared(source: Source, call: dict[str, Any], settings: Settings) -> dict[str, Any]:

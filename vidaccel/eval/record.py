@@ -104,12 +104,15 @@ class CellRecord(Captured):
         cell: name of its folder.
         label: what its row of a table is called.
         requested_density: None where the method's own counts.
-        cache: policy of the cache.
+        cache: in words, "none" without one.
         baseline: what it is a baseline of, and how: kind, cell and the chosen number of steps or density; else None.
         reference: name of the dense reference's folder.
         row: hash of all that cells must share to be averaged: everything but prompt and seed.
-        follow_up: what the baselines of this cell take from it: its equal-time number of steps and its density.
+        follow_up: what the baselines of this cell take from it: its equal-time number of steps and its density; with a
+            cache also the computed steps, and how many would be as much work.
         compensation: of what was skipped, its name and options; None for none.
+        cached: setting of the cache and what it did, see `vidaccel.eval.caches.cached_run`; None without one, and
+            absent from records that were made before there were any.
     """
 
     cell: str
@@ -121,6 +124,7 @@ class CellRecord(Captured):
     row: str
     follow_up: dict[str, Any] | None
     compensation: dict[str, Any] | None
+    cached: dict[str, Any] | None = None
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

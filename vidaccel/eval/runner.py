@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vidaccel.eval.own_steps import at_steps
 from vidaccel.schedule import Schedule
 from vidaccel.session import Session
 
@@ -73,10 +74,16 @@ class Runner:
         finally:
             session.setting = setting
 
-    def run(self, label: str, prompt: str, seed: int, **overrides: Any) -> Run:
-        """One generation; `label` is for `on_steps`, `overrides` replace arguments of the call."""
+    def run(self, label: str, prompt: str, seed: int, only: Sequence[int] | None = None, **overrides: Any) -> Run:
+        """One generation.
+
+        Args:
+            label: for `on_steps`.
+            only: the steps of the schedule to take; see `at_steps`. None for all.
+            overrides: replace arguments of the call.
+        """
         kwargs = {"output_type": "np", **self.kwargs, **overrides}
-        steps = int(kwargs.get("num_inference_steps", self.steps))
+        steps = int(kwargs.get("num_inference_steps", self.steps)) if only is None else len(only)
         ends: list[float] = []
         kept: list[Any] = []
 
@@ -92,7 +99,8 @@ class Runner:
             kwargs["callback_on_step_end"] = on_step_end
         _synchronize()
         start = time.perf_counter()
-        result = self.pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), **kwargs)
+        with contextlib.nullcontext() if only is None else at_steps(self.pipe, only):
+            result = self.pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), **kwargs)
         _synchronize()
         seconds = time.perf_counter() - start
         if not self.reports_steps:

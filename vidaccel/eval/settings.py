@@ -10,15 +10,18 @@ from typing import Any
 
 from vidaccel import kernels
 from vidaccel.compensation import compensation as read_compensation
+from vidaccel.eval.caches import NONE, CacheValues, read_cache
 from vidaccel.eval.checks import as_list, check_names, check_type
 from vidaccel.methods import METHODS
 from vidaccel.schedule import Schedule
 
 DENSE, FEWER_STEPS, RANDOM = "dense", "fewer-steps", "random"
-BASELINES = (DENSE, FEWER_STEPS, RANDOM)
-"""Dense itself again, dense with fewer steps at equal time, random blocks at equal density."""
-CACHES = ("none",)
-"""Policies of the cache axis."""
+SAME_COMPUTE, OWN_TIMESTEPS = "same-compute", "own-timesteps"
+BASELINES = (DENSE, FEWER_STEPS, RANDOM, SAME_COMPUTE, OWN_TIMESTEPS)
+"""Dense itself again, dense with fewer steps at equal time, random blocks at equal density; for cells with a cache,
+dense with as many steps as they computed, and dense at those very steps."""
+STEPS_ALONE = (FEWER_STEPS, SAME_COMPUTE, OWN_TIMESTEPS)
+"""Baselines that are dense with fewer steps, so that a density or cache of theirs has no meaning."""
 CALL = {"steps": "num_inference_steps", "height": "height", "width": "width", "frames": "num_frames",
         "guidance": "guidance_scale", "negative_prompt": "negative_prompt"}  # fmt: skip
 """Settings that go to the pipeline's call, under its names."""
@@ -57,8 +60,9 @@ class Choice:
             refused = [*options, *(key for key in ("schedule", "compensation") if values.get(key) is not None)]
             if refused:
                 raise ValueError(f"method 'dense' takes no {refused[0]}")
-        elif name == FEWER_STEPS:
-            raise ValueError("'fewer-steps' is a baseline: it follows each sparse cell where baselines are on")
+        elif name in STEPS_ALONE:
+            of = "sparse or cached" if name == FEWER_STEPS else "cached"
+            raise ValueError(f"{name!r} is a baseline: it follows each {of} cell where baselines are on")
         elif name not in METHODS:
             raise ValueError(f"unknown method {name!r}; choose {', '.join((DENSE, *METHODS))}")
         else:
@@ -80,7 +84,8 @@ class Settings:
     Args:
         method: entries of the method axis, each a name or a mapping of ``name``, options and ``schedule``.
         density: video densities; each sparse method runs at each. Without one, at its own.
-        cache: policies; "none" is the only one so far.
+        cache: entries of the cache axis, each crossed with each method: "none", or what `read_cache` makes of a
+            policy's name or a mapping of ``name``, options, limits and ``predictor``. With "dense" it is all there is.
         prompt: of the cells; in quick mode the first four.
         seed: of the noise.
         negative_prompt, steps, height, width, frames, guidance: of all runs; None for the model's own.
@@ -95,7 +100,7 @@ class Settings:
 
     method: tuple[Choice, ...] = (Choice("radial"),)
     density: tuple[float, ...] = ()
-    cache: tuple[str, ...] = ("none",)
+    cache: tuple[CacheValues, ...] = (NONE,)
     prompt: tuple[str, ...] = ()
     seed: tuple[int, ...] = (0,)
     negative_prompt: str | None = None
@@ -155,7 +160,7 @@ class Settings:
 
 
 def _axis(name: str, item: Any) -> tuple[Any, ...]:
-    read = {"method": Choice.of, "density": _density, "cache": _cache, "prompt": _prompt, "seed": _seed}[name]
+    read = {"method": Choice.of, "density": _density, "cache": read_cache, "prompt": _prompt, "seed": _seed}[name]
     values = tuple(read(each) for each in as_list(name, item))
     for index, value in enumerate(values):
         if value in values[:index]:
@@ -168,12 +173,6 @@ def _density(item: Any) -> float:
     if not 0 < value <= 1:
         raise ValueError(f"density {item} is outside (0, 1]")
     return value
-
-
-def _cache(item: Any) -> str:
-    if item not in CACHES:
-        raise ValueError(f"unknown cache policy {item!r}; choose {', '.join(CACHES)}")
-    return str(item)
 
 
 def _prompt(item: Any) -> str:

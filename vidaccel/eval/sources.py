@@ -77,6 +77,17 @@ class Source:
             raise ValueError(f"{self.pipeline.__name__} needs a first frame: an eval runs text-to-video pipelines")
         return values
 
+    def check_family(self) -> str:
+        """The family, which sparse attention and caches need.
+
+        Raises:
+            ValueError: it has none.
+        """
+        if self.family is None:
+            raise ValueError(f"{self.name} runs dense only: no sparse attention for its {self.pipeline.__name__}; the "
+                             f"families that have it are {', '.join(families())}")  # fmt: skip
+        return self.family
+
     def method_options(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """All options of a method on this model.
 
@@ -85,10 +96,8 @@ class Source:
         """
         import dataclasses
 
-        if self.family is None:
-            raise ValueError(f"{self.name} runs dense only: no sparse attention for its {self.pipeline.__name__}; the "
-                             f"families that have it are {', '.join(families())}")  # fmt: skip
-        made = METHODS[name].for_family(self.family, **self.options(name, given))
+        family = self.check_family()
+        made = METHODS[name].for_family(family, **self.options(name, given))
         return dataclasses.asdict(made)  # type: ignore[call-overload,no-any-return]
 
 

@@ -11,16 +11,17 @@ import vidaccel
 from vidaccel.api import set_aside
 from vidaccel.compensation import COMPENSATIONS, Compensation
 from vidaccel.eval import env
+from vidaccel.eval.caches import NONE, CacheValues, cache_of, cached_run, text_of
 from vidaccel.eval.cells import Cell, random_options
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.evidence import describe
 from vidaccel.eval.metrics import compare_videos
 from vidaccel.eval.record import CellRecord
 from vidaccel.eval.runner import LATENT, Run, Runner, attached
-from vidaccel.eval.settings import DENSE, FEWER_STEPS, RANDOM
+from vidaccel.eval.settings import DENSE, FEWER_STEPS, OWN_TIMESTEPS, RANDOM, SAME_COMPUTE
 from vidaccel.eval.sources import SHOWN
 from vidaccel.eval.store import CLIP, PREVIEW, Store, reference_name
-from vidaccel.eval.timing import equal_time_steps, realised_density, times_of, timing
+from vidaccel.eval.timing import equal_time_steps, equal_work_steps, realised_density, times_of, timing
 from vidaccel.methods import METHODS, Method
 from vidaccel.session import Session
 
@@ -72,13 +73,26 @@ class Stage:
             vidaccel.disable(self.pipe)
         clip = Clip.of(fast[-1])
         dense = self._dense[-cell.repeats :]
-        follow_up = None
-        if session is not None:
-            follow_up = {"steps": equal_time_steps(self.runner.steps, fast, dense),
-                         "video_density": realised_density(session.summary())}  # fmt: skip
         metrics = self._metrics(reference, clip)
         times = timing(fast, dense, self.output != LATENT)
-        return self._record(cell, session, overrides, metrics, times, baseline, follow_up), clip
+        follow_up = None if session is None else self._follow_up(session, fast, dense)
+        return self._record(cell, session, metrics, times, baseline, follow_up), clip
+
+    def _follow_up(self, session: Session, fast: list[Run], dense: list[Run]) -> dict[str, Any]:
+        """What the baselines of a cell take from it."""
+        steps, cached = self.runner.steps, self._cached(session)
+        found = {"steps": equal_time_steps(steps, fast, dense), "video_density": realised_density(session.summary())}
+        if cached is None:
+            return found
+        return {**found, SAME_COMPUTE: equal_work_steps(steps, cached["blocks_share"]),
+                OWN_TIMESTEPS: cached["computed_steps"]}  # fmt: skip
+
+    def _cached(self, session: Session | None) -> dict[str, Any] | None:
+        """What the cache of a session did in its last run; None without one."""
+        if session is None:
+            return None
+        blocks = describe(self.pipe, self.source.name)["layers"]
+        return cached_run(session.summary().to_dict(), blocks, self.runner.steps)
 
     def _reference(self, cell: Cell) -> Clip:
         """The dense clip of a cell: kept in memory, read from the folder, or made now."""
@@ -109,25 +123,29 @@ class Stage:
     def _setting(self, cell: Cell, parent: dict[str, Any] | None) -> tuple[Session | None, dict[str, Any], Any]:
         """A cell's session, what it changes in the call, and what its record says of it as a baseline."""
         if cell.parent is None:
-            return self._session(cell, _method(cell)), {}, None
+            return self._session(cell, _method(cell), cell.cache), {}, None
         assert parent is not None
         follow = parent["follow_up"]
         link = {"kind": cell.method, "of": cell.parent.name, "label": cell.parent.label, "of_steps": self.runner.steps}
-        if cell.method == FEWER_STEPS:
-            steps = int(follow["steps"])
+        if cell.method == OWN_TIMESTEPS:
+            only = follow[OWN_TIMESTEPS]
+            return None, {"only": only}, {**link, "steps": len(only), "taken": only}
+        if cell.method in (FEWER_STEPS, SAME_COMPUTE):
+            steps = int(follow["steps" if cell.method == FEWER_STEPS else SAME_COMPUTE])
             return None, {"num_inference_steps": steps}, {**link, "steps": steps}
         density = follow["video_density"]
         if density is None:
             raise ValueError(f"{cell.parent.name} ran no sparse call, so that it has no density to match")
         random = METHODS[RANDOM](**random_options(cell.parent, density))
-        return self._session(cell, random), {}, {**link, "video_density": density}
+        return self._session(cell, random, cell.cache), {}, {**link, "video_density": density}
 
-    def _session(self, cell: Cell, method: Method | None) -> Session | None:
-        if method is None:
+    def _session(self, cell: Cell, method: Method | None, cache: CacheValues) -> Session | None:
+        if method is None and cache == NONE:
             return None
         made_up = None if cell.compensation is None else compensation_of(cell.compensation)
         session = vidaccel.enable(self.pipe, method, schedule=cell.schedule, backend=cell.backend,
-                                  precision=cell.precision, compensation=made_up, min_tokens=0)  # fmt: skip
+                                  precision=cell.precision, compensation=made_up, min_tokens=0,
+                                  cache=cache_of(cache))  # fmt: skip
         session.detach()
         return session
 
@@ -149,10 +167,16 @@ class Stage:
         return run
 
     def _run(self, cell: Cell, **overrides: Any) -> Run:
-        self._done, self._steps = 0, int(overrides.get("num_inference_steps", self.runner.steps))
+        only = overrides.get("only")
+        steps = overrides.get("num_inference_steps", self.runner.steps) if only is None else len(only)
+        self._done, self._steps = 0, int(steps)
         return self.runner.run("run", cell.prompt, cell.seed, **overrides)
 
     def _warm_up(self, cell: Cell, session: Session | None) -> None:
+        if session is not None and session.setting.cache is not None:
+            # Two steps are too few for a cache, and none of those that its calibration is of.
+            method = None if cell.method == DENSE else session.setting.method
+            session = self._session(cell, method, NONE)
         what = DENSE if session is None else repr(session.setting.method)
         if what not in self._warm:
             self._done, self._steps = 0, self.runner.warm_steps
@@ -168,11 +192,12 @@ class Stage:
                                 other_latents=clip.latents)  # fmt: skip
         return {**values, "identical": reference.same(clip)}
 
-    def _record(self, cell: Cell, session: Session | None, overrides: dict[str, Any], metrics: dict[str, Any],
-                times: dict[str, Any], baseline: dict[str, Any] | None,
-                follow_up: dict[str, Any] | None) -> CellRecord:  # fmt: skip
+    def _record(self, cell: Cell, session: Session | None, metrics: dict[str, Any], times: dict[str, Any],
+                baseline: dict[str, Any] | None, follow_up: dict[str, Any] | None) -> CellRecord:  # fmt: skip
         did = session.summary().to_dict() if session is not None else _dense_run(cell)
-        shown = {name: item for name, item in {**cell.call, **overrides}.items() if name in SHOWN}
+        shown = {name: item for name, item in cell.call.items() if name in SHOWN}
+        if baseline is not None and "steps" in baseline:
+            shown["num_inference_steps"] = baseline["steps"]
         decoded = self.output != LATENT
         return CellRecord.capture(
             kind="cell", seed=cell.seed, prompt=cell.prompt, negative_prompt=cell.call.get("negative_prompt"),
@@ -182,9 +207,9 @@ class Stage:
             method=did["method"], schedule=did["schedule"], backend=did["backend"], layout=did["layout"],
             density=did["density"], calls=did["calls"], notes=did["notes"], timing=times, metrics=metrics,
             files={"clip": CLIP} | ({"preview_lossy": PREVIEW} if decoded else {}), cell=cell.name, label=cell.label,
-            requested_density=(cell.parent or cell).density, cache=cell.cache, baseline=baseline,
+            requested_density=(cell.parent or cell).density, cache=text_of(cell.cache), baseline=baseline,
             reference=reference_name(cell.reference), row=cell.row, follow_up=follow_up,
-            compensation=did["compensation"],
+            compensation=did["compensation"], cached=self._cached(session),
         )  # fmt: skip
 
 

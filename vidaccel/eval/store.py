@@ -23,7 +23,8 @@ from vidaccel.eval.video import write_mp4
 
 CONFIG, RECORD, ERROR = "config.json", "record.json", "error.json"
 CLIP, PREVIEW = "clip.safetensors", "preview-lossy.mp4"
-FIELDS = {item.name for item in dataclasses.fields(CellRecord)}
+FIELDS = {item.name for item in dataclasses.fields(CellRecord) if item.default is dataclasses.MISSING}
+"""Of every record that tables can be made of."""
 LOCK = ".lock"
 PART, OLD = ".part", ".old"
 

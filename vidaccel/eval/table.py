@@ -11,23 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vidaccel.eval.caches import NONE
 from vidaccel.eval.metrics import metric_names
 from vidaccel.eval.record import to_json
 from vidaccel.eval.runner import LATENT
-from vidaccel.eval.settings import CACHES
 from vidaccel.files import write_text
 
 SHOWN_METRICS = ("psnr", "ssim", "lpips", "st_lpips", "flicker", "latent_error")
 """Metrics with a column in the table for people; the CSV has all."""
 RECORDS, MARKDOWN, CSV = "records.jsonl", "table.md", "table.csv"
 HEADINGS = {"model": "model", "setting": "setting", "label": "method", "requested_density": "density",
-            "video_density": "realised", "all_calls": "all calls", "cache": "cache", "cells": "n", "steps": "steps",
-            "psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS", "flicker": "flicker",
-            "latent_error": "latent error", "speedup": "speed"}  # fmt: skip
+            "video_density": "realised", "all_calls": "all calls", "computed_share": "computed", "cells": "n",
+            "steps": "steps", "psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS",
+            "flicker": "flicker", "latent_error": "latent error", "speedup": "speed"}  # fmt: skip
 """Columns of the table for people, and what stands above them."""
-PATTERNS = {"psnr": "{:.2f}", "speedup": "{:.2f}x", "steps": "{:g}"}
+PATTERNS = {"computed_share": "{:.3f}", "psnr": "{:.2f}", "speedup": "{:.2f}x", "steps": "{:g}"}
 NOTES = {
     "psnr": "PSNR leaves out clips identical to their reference: theirs is infinite.",
+    "computed_share": "computed is the share of the blocks' calls that ran, of all guidance passes.",
     "video_density": "realised is the share of video-video pairs in the sparse calls; n is the number of cells; "
                      "speed is of whole generations.",
 }  # fmt: skip
@@ -44,6 +45,7 @@ class Row:
         cells: how many there are.
         identical: how many of them are equal to their dense reference bit by bit.
         video_density, all_calls: means; None for dense runs.
+        computed_share: mean share of the calls of blocks that ran; None without a cache.
         speedup: mean of the cells' speedups.
         steps: mean number of denoising steps.
         metrics: mean of each metric over the cells that have it; None where none has.
@@ -69,6 +71,7 @@ class Row:
     counts: dict[str, int]
     reasons: dict[str, list[str]]
     versions: dict[str, str | None]
+    computed_share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON-ready values."""
@@ -105,10 +108,10 @@ def write_tables(out: Path, records: Sequence[dict[str, Any]], rows: Sequence[Ro
 
 
 def shown(rows: Sequence[Row]) -> list[str]:
-    """The columns worth showing: not those of a metric that no cell has, and not the cache where there is none."""
+    """The columns worth showing: no metric that no cell has, nor what was computed where there is no cache."""
     empty = {name for name in SHOWN_METRICS if not any(_has(row, name) for row in rows)}
-    if all(row.cache == CACHES[0] for row in rows):
-        empty.add("cache")
+    if all(row.cache == NONE for row in rows):
+        empty.add("computed_share")
     return [name for name in HEADINGS if name not in empty]
 
 
@@ -116,6 +119,7 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader of the table needs to know: how its columns are meant, and why metrics are missing."""
     leaves_out = any(row.identical and row.counts.get("psnr") for row in rows)
     lines = [NOTES["video_density"]] + [NOTES["psnr"]] * leaves_out
+    lines += [NOTES["computed_share"]] * any(row.cache != NONE for row in rows)
     missing: dict[str, set[str]] = {}
     for name, reason in ((name, reason) for row in rows for name, every in row.reasons.items() for reason in every):
         if name in HEADINGS and "identical" not in reason:
@@ -166,6 +170,8 @@ def _row(group: Sequence[dict[str, Any]]) -> Row:
         {name: _mean(each) for name, each in values.items()},
         {name: sum(item is not None for item in each) for name, each in values.items()},
         {name: sorted(each) for name, each in reasons.items() if each}, dict(first["versions"]),
+        # Records that were made before there were caches do not have one.
+        _mean(each["cached"] and each["cached"]["blocks_share"] for each in group if "cached" in each),
     )  # fmt: skip
 
 

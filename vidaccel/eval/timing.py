@@ -38,6 +38,11 @@ def equal_time_steps(steps: int, fast: Sequence[Run], dense: Sequence[Run]) -> i
     return max(1, min(steps, round(steps * quick / slow)))
 
 
+def equal_work_steps(steps: int, share: float) -> int:
+    """How many dense steps are as much work as a run that computed `share` of its own: at least 1."""
+    return max(1, round(steps * share))
+
+
 def realised_density(summary: Summary) -> float | None:
     """Mean video density of the sparse calls of a run; None where it had none."""
     mean = summary.tally.density

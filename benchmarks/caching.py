@@ -1,0 +1,418 @@
+"""Policies of step caching against each other and against fewer steps, on the miniatures, as in docs/caching.md.
+
+    python benchmarks/caching.py tune FAMILY --steps N --work DIR       # settings that compute 2/3 and 1/2 of a run
+    python benchmarks/caching.py quick FAMILY --steps N --work DIR      # these, 4 held-out prompts, latents, baselines
+    python benchmarks/caching.py finalists FAMILY --steps N --work DIR  # the best: 16 held-out prompts, decoded
+    python benchmarks/caching.py report --work DIR                      # tables, paired bootstraps, JSON lines
+
+Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection: each round is a
+`vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a calibration has
+DIR/calibration/FAMILY-N.json, made by ``vidaccel calibrate-cache`` of the same prompts if there is none. All parts go
+on where they were stopped. ``--policy``, ``--predictor`` and ``--target`` limit what is tuned, where what was found
+before stays, and what the quick part runs. What a policy computes is counted in calls of blocks, of both guidance
+passes. `report` appends to benchmarks/results/caching.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import subprocess
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from masks import (
+    FAMILIES,
+    HERE,
+    METRICS,
+    PROMPTS,
+    Key,
+    Rows,
+    against,
+    entry,
+    evaluate,
+    means,
+    origin,
+    read_records,
+    spread,
+)
+
+from vidaccel.eval.caches import read_cache
+from vidaccel.eval.record import append_line
+from vidaccel.eval.table import RECORDS
+
+RESULTS = HERE / "results" / "caching.jsonl"
+CALIBRATION = HERE / "prompts" / "calibration.txt"
+TARGETS = {"2/3": 2 / 3, "1/2": 1 / 2}
+HALF = TARGETS["1/2"]
+"""Shares of the blocks' calls that a run computes: 1.5 and 2 times as fast at best."""
+PREDICTORS: dict[str, Any] = {
+    "hold": "hold", "taylor1": {"name": "taylor", "order": 1}, "taylor2": {"name": "taylor", "order": 2},
+    "affine": "affine",
+}  # fmt: skip
+IDENTITY = {"name": "teacache", "coefficients": [1, 0]}
+SWEPT: dict[str, tuple[dict[str, Any], str, tuple[float, float]]] = {
+    "easycache": ({"name": "easycache"}, "threshold", (1e-3, 3.0)),
+    "first_block": ({"name": "first_block"}, "threshold", (1e-3, 3.0)),
+    "teacache": (IDENTITY, "threshold", (1e-4, 3.0)),
+    "rehash": ({"name": "rehash"}, "threshold", (1e-4, 3.0)),
+    "magcache": ({"name": "magcache"}, "threshold", (1e-4, 3.0)),
+    "block_profile": ({"name": "block_profile"}, "share", (0.05, 1.0)),
+}
+"""Policies with a number that is swept, between bounds; more of it computes less."""
+COUNTED = ("even", "static", "ertacache")
+"""Policies that are told how many steps to compute: spread evenly, or by a calibration."""
+NEED_FILE = ("magcache", "block_profile", "static", "ertacache")
+ROUNDS = 12
+"""Values tried for a policy and predictor, at most, for both targets together."""
+BEST = 3
+"""Finalists beside evenly spread steps."""
+SPARSE = entry("head_profile", density=0.3)
+BASELINES = ("same-compute", "own-timesteps")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where DIR has what of a family at a number of steps."""
+
+    family: str
+    steps: int
+    work: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.steps}"
+
+    @property
+    def tuned(self) -> Path:
+        return self.work / "tuned" / f"{self.name}.json"
+
+    @property
+    def calibration(self) -> Path:
+        return self.work / "calibration" / f"{self.name}.json"
+
+    def folder(self, part: str) -> Path:
+        return self.work / part / self.name
+
+    def found(self) -> list[dict[str, Any]]:
+        """The settings that were tuned."""
+        if not self.tuned.exists():
+            return []
+        made: list[dict[str, Any]] = json.loads(self.tuned.read_text(encoding="utf-8"))
+        return made
+
+    def evaluate(self, part: str, values: dict[str, Any], prompts: Path) -> None:
+        """An eval of this family at these steps."""
+        evaluate(self.folder(part), self.family, {"steps": self.steps, "prompts_file": str(prompts), **values})
+
+
+@dataclass(frozen=True)
+class Only:
+    """What to run of all."""
+
+    policies: Collection[str]
+    predictors: Collection[str]
+    targets: Collection[float]
+
+    def has(self, found: dict[str, Any]) -> bool:
+        """Whether a tuned setting is among it."""
+        return (found["policy"] in self.policies and found["predictor"] in self.predictors
+                and found["target"] in self.targets)  # fmt: skip
+
+
+@dataclass
+class Search:
+    """Bisection for one policy, predictor and target, in the logarithm of what is swept.
+
+    Args:
+        start: the first value tried; None for the middle of the bounds.
+    """
+
+    policy: str
+    predictor: str
+    target: float
+    place: Place
+    start: float | None = None
+    tried: dict[float, tuple[float, float | None]] = field(default_factory=dict)
+    """What was computed, and the latents' SNR, None where identical, by value."""
+
+    def cache(self, value: float) -> dict[str, Any]:
+        """Of the cache axis."""
+        base, knob, _ = SWEPT[self.policy]
+        return with_file(self.policy, {**base, knob: value, "predictor": PREDICTORS[self.predictor]}, self.place)
+
+    def next(self) -> float | None:
+        """The value to try; None where that is enough."""
+        if not self.tried:
+            return self.start or _middle(*SWEPT[self.policy][2])
+        near = abs(self.tried[self.best()][0] - self.target) <= 0.5 / self.place.steps
+        low, high = self._bracket()
+        return None if near or len(self.tried) >= ROUNDS or high / low < 1.01 else _middle(low, high)
+
+    def best(self) -> float:
+        """The value whose share is nearest to the target."""
+        return min(self.tried, key=lambda value: abs(self.tried[value][0] - self.target))
+
+    def _bracket(self) -> tuple[float, float]:
+        low, high = SWEPT[self.policy][2]
+        for value, (share, _) in self.tried.items():
+            if share > self.target:
+                low = max(low, value)
+            else:
+                high = min(high, value)
+        # Shares need not fall with every rise.
+        return (low, high) if low < high else (high, low)
+
+    def result(self) -> dict[str, Any]:
+        """Of the tuned file."""
+        value = self.best()
+        share, snr = self.tried[value]
+        return found_of(self.policy, self.predictor, self.target, self.cache(value), share, snr)
+
+
+def found_of(policy: str, predictor: str, target: float, cache: dict[str, Any], share: float | None,
+             snr: float | None) -> dict[str, Any]:  # fmt: skip
+    """A line of the tuned file."""
+    return {"policy": policy, "predictor": predictor, "target": target, "cache": cache, "share": share,
+            "latent_snr": snr}  # fmt: skip
+
+
+def with_file(policy: str, cache: dict[str, Any], place: Place) -> dict[str, Any]:
+    """A cache with the calibration that it needs."""
+    return {**cache, "file": str(place.calibration)} if policy in NEED_FILE else cache
+
+
+def counted(policy: str, predictor: str, target: float, place: Place) -> dict[str, Any]:
+    """A cache that computes this share of the steps by being told so."""
+    count = max(2, round(place.steps * target))
+    told: dict[str, Any] = {"name": policy, "computed_steps": count}
+    if policy == "even":
+        stride = (place.steps - 1) / (count - 1)
+        told = {"name": "static", "compute": sorted({round(at * stride) for at in range(count)})}
+    return with_file(policy, {**told, "predictor": PREDICTORS[predictor]}, place)
+
+
+def calibrate(place: Place) -> None:
+    """Make the calibration, unless there is one."""
+    if not place.calibration.exists():
+        place.calibration.parent.mkdir(parents=True, exist_ok=True)
+        words = ["--model", f"miniature:{place.family}", "--prompts", CALIBRATION, "--steps", place.steps, "--out",
+                 place.calibration]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "vidaccel.cli", "calibrate-cache", *map(str, words)], check=True)
+
+
+def tune(place: Place, only: Only, prompts: int) -> None:
+    """Find the settings; predictors other than the first start from what was found for that."""
+    if set(only.policies) & set(NEED_FILE):
+        calibrate(place)
+    texts = [line for line in CALIBRATION.read_text(encoding="utf-8").splitlines() if line.strip()][:prompts]
+    made = {(each["policy"], each["predictor"], each["target"]): each for each in place.found()}
+    for predictor in only.predictors:
+        names = [name for name in only.policies if predictor != "affine" or name == "ertacache"]
+        pairs = list(itertools.product(names, only.targets))
+        for name, target in pairs:
+            if name in COUNTED:
+                cache = counted(name, predictor, target, place)
+                made[name, predictor, target] = found_of(name, predictor, target, cache, None, None)
+        searches = [Search(name, predictor, target, place, _start(made, name, target))
+                    for name, target in pairs if name in SWEPT]  # fmt: skip
+        for each in swept(place, searches, texts):
+            made[each["policy"], each["predictor"], each["target"]] = each
+        place.tuned.parent.mkdir(parents=True, exist_ok=True)
+        place.tuned.write_text(json.dumps(list(made.values()), indent=1) + "\n", encoding="utf-8")
+
+
+def _start(made: dict[Any, dict[str, Any]], name: str, target: float) -> float | None:
+    found = made.get((name, "hold", target))
+    return None if found is None else found["cache"][SWEPT[name][1]]
+
+
+def swept(place: Place, searches: list[Search], prompts: list[str]) -> list[dict[str, Any]]:
+    """All searches to their end, round by round."""
+    collect(place, searches, prompts)
+    while pending := [(each, value) for each in searches if (value := each.next()) is not None]:
+        caches = list({json.dumps(each.cache(value)): each.cache(value) for each, value in pending}.values())
+        values = {"steps": place.steps, "prompt": prompts, "method": "dense", "cache": caches, "baselines": False}
+        evaluate(place.folder("tune"), place.family, {**values, "quick": True})
+        collect(place, searches, prompts)
+        for each, value in pending:
+            if value not in each.tried:
+                raise SystemExit(f"{each.policy} failed at {value}: see the error.json files in {place.folder('tune')}")
+            share, snr = each.tried[value]
+            print(f"{each.policy}/{each.predictor} at {value}: computes {share:.3f}, latent SNR {snr} dB", flush=True)
+    return [each.result() for each in searches]
+
+
+def collect(place: Place, searches: list[Search], prompts: list[str]) -> None:
+    """Let each search know all that was ever tried for it, for the other target, too."""
+    by_setting: dict[str, list[dict[str, Any]]] = {}
+    for record in read_records(place.folder("tune")) if (place.folder("tune") / RECORDS).exists() else ():
+        if record["cached"] and record["prompt"] in prompts:
+            by_setting.setdefault(key_of(record["cached"]["setting"]), []).append(record)
+    for each, (key, records) in itertools.product(searches, by_setting.items()):
+        base, knob, _ = SWEPT[each.policy]
+        setting = records[0]["cached"]["setting"]
+        if setting["name"] == base["name"] and len(records) == len(prompts):
+            value = setting["options"][knob]
+            if key_of(read_cache(each.cache(value))) == key:
+                snr = [record["metrics"]["latent_snr"] for record in records]
+                each.tried[value] = share_of(records), None if None in snr else statistics.mean(snr)
+
+
+def key_of(setting: Any) -> str:
+    """A cache's setting, to find it by."""
+    return json.dumps({name: item for name, item in setting.items() if name != "calibration"}, sort_keys=True)
+
+
+def share_of(records: list[dict[str, Any]]) -> float:
+    """The mean share of the blocks' calls that ran."""
+    return statistics.mean(record["cached"]["blocks_share"] for record in records)
+
+
+def _middle(low: float, high: float) -> float:
+    """Of the logarithms, in three digits, so that a label has all of it."""
+    return float(f"{math.sqrt(low * high):.3g}")
+
+
+def quick(place: Place, only: Only) -> None:
+    """Every policy and predictor at its tuned settings; the baselines follow those that hold."""
+    for holds in (True, False):
+        caches = [each["cache"] for each in place.found() if only.has(each) and (each["predictor"] == "hold") is holds]
+        values = {"method": "dense", "quick": True, "baselines": list(BASELINES) if holds else False}
+        if caches:
+            place.evaluate("quick", {**values, "cache": caches}, PROMPTS)
+
+
+def ranked(found: Rows, target: float) -> list[str]:
+    """Labels of policies with a predictor, the nearest to dense in the mean first, without evenly spread steps."""
+    scores = {label: means(cells).get("latent_snr", math.inf) for (label, at), cells in found.items()
+              if at == target and " for " not in label and not label.startswith("even/")}  # fmt: skip
+    return sorted(scores, key=lambda label: -scores[label])
+
+
+def finalists(place: Place) -> None:
+    """The best at half the work, one of each policy, with their baselines; the best of all beside sparse attention."""
+    best: dict[str, str] = {}
+    for label in ranked(rows(place, "quick"), HALF):
+        best.setdefault(label.partition("/")[0], label)
+    labels = [*list(best.values())[:BEST], "even/hold"]
+    caches = {f"{each['policy']}/{each['predictor']}": each["cache"] for each in place.found()
+              if each["target"] == HALF}  # fmt: skip
+    sparse = {"method": ["dense", SPARSE], "cache": ["none", caches[labels[0]]], "baselines": False}
+    place.evaluate("finalists", sparse, PROMPTS)
+    chosen = [caches[label] for label in labels if label in caches]
+    place.evaluate("finalists", {"method": "dense", "cache": chosen, "baselines": list(BASELINES)}, PROMPTS)
+
+
+def rows(place: Place, part: str) -> Rows:
+    """The records of an eval by row: what they are and which share they were meant to compute."""
+    known = {key_of(read_cache(each["cache"])): (f"{each['policy']}/{each['predictor']}", each["target"])
+             for each in place.found()}  # fmt: skip
+    records = read_records(place.folder(part))
+    by_cell = {record["cell"]: record for record in records}
+    found: Rows = {}
+    for record in records:
+        if (key := _row(record, by_cell, known)) is not None:
+            found.setdefault(key, []).append(record)
+    return found
+
+
+def _row(record: dict[str, Any], by_cell: dict[str, Any], known: dict[str, Key]) -> Key | None:
+    """Label and target; None for what was tuned otherwise since."""
+    if record["baseline"]:
+        of = _row(by_cell[record["baseline"]["of"]], by_cell, known)
+        return None if of is None else (f"{record['baseline']['kind']} for {of[0]}", of[1])
+    method = record["method"]["name"]
+    if not record["cached"]:
+        return method, None
+    key = known.get(key_of(record["cached"]["setting"]))
+    return key if key is None or method == "dense" else (f"{method} and {key[0]}", key[1])
+
+
+def comparisons(found: Rows) -> Iterator[dict[str, Any]]:
+    """Paired differences: each policy against its baselines and against steps spread evenly; predictors against
+    holding; what sparse attention and the cache do together against each of them."""
+    for label, target in found:
+        first = (label, target)
+        if " for " in label or target is None:
+            continue
+        others = [*((f"{kind} for {label}", target) for kind in BASELINES), ("even/hold", target),
+                  (f"{label.partition('/')[0]}/hold", target)]  # fmt: skip
+        if " and " in label:
+            method, _, cache = label.partition(" and ")
+            others = [(method, None), (cache, target)]
+        for second in others:
+            if second != first:
+                yield from against(found, first, second)
+
+
+def table(found: Rows) -> str:
+    """A Markdown table: a line for each row, the share that it computes, steps, and means of the metrics."""
+    shown = [name for name in METRICS if any(name in means(cells) for cells in found.values())]
+    lines = [f"| {' | '.join(['', 'target', 'computed', 'steps', 'n', *shown])} |", "|---" * (5 + len(shown)) + "|"]
+    for (label, target), cells in sorted(found.items(), key=lambda item: (item[0][1] or 1, item[0][0])):
+        values = means(cells)
+        steps = statistics.mean(each["settings"]["num_inference_steps"] for each in cells)
+        share = "-" if cells[0]["cached"] is None else f"{share_of(cells):.3f}"
+        texts = [f"{values[name]:.3f}" if name in values else "-" for name in shown]
+        words = [label, "-" if target is None else f"{target:.3f}", share, f"{steps:g}", str(len(cells)), *texts]
+        lines.append(f"| {' | '.join(words)} |")
+    return "\n".join(lines)
+
+
+def report(work: Path) -> None:
+    """Record everything that DIR holds, and print it as Markdown."""
+    for part, family in itertools.product(("quick", "finalists"), FAMILIES):
+        for folder in sorted((work / part).glob(f"{family}-*/")):
+            if not (folder / RECORDS).exists():
+                continue
+            place = Place(family, int(folder.name.rpartition("-")[2]), work)
+            found, where = rows(place, part), origin(folder)
+            shared = {"benchmark": "caching", "part": part, "family": family, "steps": place.steps}
+            for (label, target), cells in found.items():
+                share = None if cells[0]["cached"] is None else share_of(cells)
+                about = {"row": label, "target": target, "computed": share}
+                append_line(RESULTS, {**shared, **about, **means(cells)} | where)
+            print(f"\n### {part}, {family}, {place.steps} steps\n\n{table(found)}\n")
+            for pair in comparisons(found):
+                pair["target"] = pair.pop("density")
+                append_line(RESULTS, shared | pair | where)
+                print(f"- {pair['first']} minus {pair['against']} at {pair['target']:.3f}, {pair['metric']}: "
+                      f"{spread(pair)}")  # fmt: skip
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("tune", "quick", "finalists", "report"))
+    parser.add_argument("family", choices=FAMILIES, nargs="?")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--policy", nargs="+", choices=(*SWEPT, *COUNTED), default=[*SWEPT, *COUNTED])
+    parser.add_argument("--predictor", nargs="+", choices=PREDICTORS, default=list(PREDICTORS))
+    parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--prompts", type=int, default=4, choices=range(1, 5), help="to tune on")
+    options = parser.parse_args()
+    if options.part == "report":
+        report(options.work)
+        return
+    if options.family is None:
+        parser.error(f"{options.part} needs a family")
+    place = Place(options.family, options.steps, options.work.absolute())
+    only = Only(options.policy, options.predictor, [TARGETS[name] for name in options.target])
+    if options.part == "tune":
+        tune(place, only, options.prompts)
+    elif options.part == "quick":
+        quick(place, only)
+    else:
+        finalists(place)
+
+
+if __name__ == "__main__":
+    main()
