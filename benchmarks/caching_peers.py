@@ -57,6 +57,7 @@ ATTENTION = r"(blocks|transformer_blocks|single_transformer_blocks)\.\d+\.attn\d
 FEED_FORWARD = r"(blocks|transformer_blocks|single_transformer_blocks)\.\d+\.(ff|ffn|ff_context|proj_mlp|proj_out)"
 """diffusers' own patterns match no module of Wan and CogVideoX, whose attention is called attn1 and attn2."""
 Options = dict[str, Any]
+TAYLORSEER: Options = {"config": "TaylorSeerCacheConfig", "max_order": 1}
 Enter = Callable[[Any, Options, int], contextlib.AbstractContextManager[Any]]
 # torch knows the work of the GPU's attention, not of the CPU's.
 CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
@@ -120,7 +121,9 @@ def by_vidaccel(pipe: Any, options: Options, steps: int) -> contextlib.AbstractC
     """One of vidaccel's, on dense attention."""
     given = dict(options)
     if (kept := given.pop("every", None)) is not None:
-        given["compute"] = sorted({*range(max(2, steps // 5)), *range(steps // 5, steps, kept), steps - 1})
+        first = given.pop("first", steps // 4)
+        last = {steps - 1} if given.get("last_steps", 1) else set()
+        given["compute"] = sorted({*range(first), *range(first + kept - 1, steps, kept), *last})
     if "file" in given:
         given["file"] = CALIBRATIONS[given["file"]]
     session: contextlib.AbstractContextManager[Any] = vidaccel.enable(pipe, None, cache=given)
@@ -142,38 +145,46 @@ def _dit(first: int, last: int, thresholds: Any, **more: Any) -> list[Options]:
     return _each(fixed, "residual_diff_threshold", thresholds)
 
 
+def _taylorseer(intervals: Any, **more: Any) -> list[Options]:
+    # Once with a later start, for between what intervals can: they are whole.
+    later = {**TAYLORSEER, **more, "cache_interval": 2, "disable_cache_before_step": 7}
+    return [*_each({**TAYLORSEER, **more}, "cache_interval", intervals), later]
+
+
 CALIBRATIONS: dict[str, str] = {}
 """Paths of calibrations by their hashes, which stand for them in lines and results."""
 KEY = ("peer", "options", "prompt", "steps", "seed")
-TAYLORSEER = {"config": "TaylorSeerCacheConfig", "max_order": 1}
 PEERS: dict[str, tuple[Enter, list[Options]]] = {
     "fewer steps, no cache": (by_steps, _each({}, "of_steps", (0.5, 0.65, 0.8))),
     "diffusers FirstBlockCache": (by_diffusers, _each({"config": "FirstBlockCacheConfig"}, "threshold",
                                                       (0.1, 0.15, 0.25, 0.4))),
-    "diffusers MagCache": (by_diffusers, _each({"config": "MagCacheConfig"}, "threshold", (0.03, 0.06, 0.12))),
-    "diffusers SeaCache": (by_diffusers, _each({"config": "SeaCacheConfig"}, "threshold", (0.25, 0.4, 0.6))),
+    "diffusers MagCache": (by_diffusers, _each({"config": "MagCacheConfig"}, "threshold",
+                                             (0.01, 0.02, 0.03, 0.06, 0.12))),
+    "diffusers SeaCache": (by_diffusers, _each({"config": "SeaCacheConfig"}, "threshold",
+                                             (0.15, 0.2, 0.25, 0.4, 0.6))),
     "diffusers TaylorSeer, as shipped": (by_diffusers, [{**TAYLORSEER, "cache_interval": 3}]),
-    "diffusers TaylorSeer, lite": (by_diffusers, _each({**TAYLORSEER, "use_lite_mode": True}, "cache_interval",
-                                                       (2, 3))),
-    "diffusers TaylorSeer, attention": (by_diffusers, _each({**TAYLORSEER, "cache_identifiers": [ATTENTION]},
-                                                            "cache_interval", (2, 4))),
-    "diffusers TaylorSeer, attention and feed-forward": (by_diffusers, _each(
-        {**TAYLORSEER, "cache_identifiers": [ATTENTION, FEED_FORWARD]}, "cache_interval", (2, 3, 4))),
-    "cache-dit DBCache F1B0": (by_cache_dit, _dit(1, 0, (0.12, 0.2, 0.35))),
-    "cache-dit DBCache F1B0, TaylorSeer": (by_cache_dit, _dit(1, 0, (0.12, 0.2, 0.35), taylorseer=1)),
-    "cache-dit DBCache F2B0": (by_cache_dit, _dit(2, 0, (0.2, 0.35))),
-    "cache-dit DBCache F1B1": (by_cache_dit, _dit(1, 1, (0.2, 0.35))),
+    "diffusers TaylorSeer, lite": (by_diffusers, _taylorseer((2, 3), use_lite_mode=True)),
+    "diffusers TaylorSeer, attention": (by_diffusers, _taylorseer((2, 4), cache_identifiers=[ATTENTION])),
+    "diffusers TaylorSeer, attention and feed-forward": (
+        by_diffusers, _taylorseer((2, 3, 4), cache_identifiers=[ATTENTION, FEED_FORWARD])),
+    "cache-dit DBCache F1B0": (by_cache_dit, _dit(1, 0, (0.12, 0.16, 0.2, 0.35, 0.7))),
+    "cache-dit DBCache F1B0, TaylorSeer": (by_cache_dit, _dit(1, 0, (0.12, 0.16, 0.2, 0.35, 0.7), taylorseer=1)),
+    "cache-dit DBCache F2B0": (by_cache_dit, _dit(2, 0, (0.2, 0.35, 0.7))),
+    "cache-dit DBCache F1B1": (by_cache_dit, _dit(1, 1, (0.2, 0.35, 0.7))),
     "cache-dit DBCache F8B0, its default": (by_cache_dit, _dit(8, 0, (0.08,))),
     "vidaccel easycache": (by_vidaccel, _each({"name": "easycache"}, "threshold", (0.05, 0.1, 0.2))),
     "vidaccel first_block": (by_vidaccel, _each({"name": "first_block"}, "threshold", (0.1, 0.15, 0.25, 0.4))),
     "vidaccel first_block, taylor, 3 first steps": (by_vidaccel, _each(
-        {"name": "first_block", "predictor": "taylor", "first_steps": 3}, "threshold", (0.12, 0.2, 0.35))),
+        {"name": "first_block", "predictor": "taylor", "first_steps": 3}, "threshold", (0.12, 0.16, 0.2, 0.35, 0.7))),
     "vidaccel rehash": (by_vidaccel, _each({"name": "rehash"}, "threshold", (0.2, 0.4))),
     "vidaccel teacache, identity": (by_vidaccel, _each({"name": "teacache", "coefficients": [1, 0]}, "threshold",
-                                                       (0.8, 1.2, 1.8))),
+                                                       (0.55, 0.8, 1.2, 1.8))),
     "vidaccel static, by hand": (by_vidaccel, _each({"name": "static"}, "every", (2, 3, 4))),
-    "vidaccel static, by hand, taylor": (by_vidaccel, _each({"name": "static", "predictor": "taylor"}, "every",
-                                                            (2, 3, 4))),
+    "vidaccel static, by hand, taylor": (by_vidaccel, [
+        *_each({"name": "static", "predictor": "taylor"}, "every", (2, 3, 4)),
+        # The steps of TaylorSeer's later start.
+        {"name": "static", "predictor": "taylor", "first": 7, "last_steps": 0, "every": 2},
+    ]),
 }  # fmt: skip
 
 
@@ -344,9 +355,9 @@ def verdict(lines: list[Options]) -> str:
     ran = [line for line in lines if "failed" not in line]
     words = [f"fails in {len(failed)} of {len(lines)} runs: {failed[0]}"] if failed else []
     if all(line["identical"] for line in ran):
-        words.append("leaves nothing out at any setting, and says nothing")
+        words.append("leaves nothing out at any setting")
     elif min(line["computed_share"] for line in ran) > BUDGETS[-1]:
-        words.append("no setting saves that much")
+        words.append("every setting computes more")
     return "; ".join(words)
 
 
@@ -385,7 +396,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peers", nargs="+", help="names, or beginnings of them; all by default")
-    parser.add_argument("--cache-dit", type=Path, help="folder that cache-dit was installed to")
+    parser.add_argument("--cache-dit", type=Path, help="folder that it was installed to")
     parser.add_argument("--tuned", type=Path, help="settings of vidaccel's that benchmarks/caching.py found")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file that the report's lines go to")
     parser.add_argument("--report", action="store_true", help="run nothing")
