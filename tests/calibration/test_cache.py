@@ -333,6 +333,19 @@ def test_command(model: Path, prompts: Path, tmp_path: Path) -> None:
                                                            made.track("transformer", "cond").stack[1:]]  # fmt: skip
 
 
+def test_command_under_sparse_attention(model: Path, prompts: Path, tmp_path: Path) -> None:
+    """For runs with the same options, of the command line or of `enable`."""
+    out = tmp_path / "cache.json"
+    words = ["--method", "random", "--density", "0.5", "--set", "block=16", "--schedule", "dense_first_steps=1"]
+    result = run("--model", model, "--prompts", prompts, "--out", out, *WORDS, *words)
+    assert result.exit_code == 0, result.output
+    pipe = tiny_wan()
+    session = pipe.enable_sparse_attention("random", density=0.5, block=16, schedule={"dense_first_steps": 1})
+    assert CacheCalibration.load(out).attention == session.setting.attention != "dense"
+    refused = run("--model", model, "--prompts", prompts, "--out", out, *WORDS, "--density", "0.5")
+    assert refused.exit_code and "method 'dense' takes no --density" in refused.stderr
+
+
 def test_command_stopped_and_begun_again(
     model: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

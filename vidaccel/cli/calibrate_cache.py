@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vidaccel.cli.generate import DENSE, Chosen
 from vidaccel.cli.loading import dtype_and_device, identify
 from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout, staged_file
-from vidaccel.cli.plan import Json
+from vidaccel.cli.plan import Density, Json, Set
 
 if TYPE_CHECKING:
     from vidaccel.caching.calibration import CacheCalibration
@@ -32,6 +33,16 @@ def calibrate_cache(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise and the sampled tokens.")] = 0,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Sparse attention of the runs to calibrate for, as of `vidaccel generate`; else none."),
+    ] = None,
+    density: Density = None,
+    set_: Set = None,
+    schedule: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A field of the schedule; repeatable.")
+    ] = None,
+    compensation: Annotated[str | None, typer.Option(help="What makes up for skipped keys.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16; bf16 on a GPU and fp32 on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
     json: Json = False,
@@ -40,12 +51,17 @@ def calibrate_cache(
     call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
             "num_frames": frames, "guidance_scale": guidance}  # fmt: skip
     with reserved_stdout():
-        values = _calibrate(model, prompts, out, work, {"samples": samples, "seed": seed}, call, dtype, device)
+        sparse = Chosen(method or DENSE, density, set_ or [], schedule or [], "auto", None, None, compensation, False,
+                        None)  # fmt: skip
+        options = {"samples": samples, "seed": seed}
+        values = _calibrate(model, prompts, out, work, options, call, dtype, device, sparse)
     print_json(values) if json else _show(values)
 
 
-def _calibrate(model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
-               dtype: str | None, device: str | None) -> dict[str, Any]:
+def _calibrate(
+    model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
+    dtype: str | None, device: str | None, sparse: Chosen,
+) -> dict[str, Any]:  # fmt: skip
     """Check everything, then load, measure and write; the JSON-ready result."""
     from vidaccel.calibration.cache import check
     from vidaccel.eval.settings_file import read_prompts
@@ -57,10 +73,11 @@ def _calibrate(model: str, prompts: Path, out: Path, work: Path | None, options:
     precision, place = dtype_and_device(dtype, device)
     known = identify(model)
     known.supported_family()
+    setting = sparse.enable_kwargs(known)
     folder = work or out.with_name(f"{out.name}.work")
     start = time.perf_counter()
     with staged_file(out) as part:
-        made = _measured(known, texts, folder, options, call, precision, place)
+        made = _measured(known, texts, folder, options, call, precision, place, setting)
         made.save(part)
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -71,16 +88,21 @@ def _calibrate(model: str, prompts: Path, out: Path, work: Path | None, options:
     }  # fmt: skip
 
 
-def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
-              device: str) -> CacheCalibration:
+def _measured(
+    known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str, device: str,
+    setting: dict[str, Any] | None,
+) -> CacheCalibration:  # fmt: skip
+    from vidaccel.api import enable
     from vidaccel.calibration.cache import calibrate_cache as measured
 
     defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
     kwargs = {**defaults, **{name: item for name, item in call.items() if item is not None}}
     try:
         pipe = known.load(dtype, device)
+        if setting is not None:
+            enable(pipe, **setting)
         with progress_bar("calibrating") as advance:
-            return measured(pipe, texts, work=folder, progress=advance, **options, **kwargs)
+            return measured(pipe, texts, work=folder, progress=advance, sparse=setting is not None, **options, **kwargs)
     except KeyboardInterrupt as error:
         typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
         raise SystemExit(INTERRUPTED) from error

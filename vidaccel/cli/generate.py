@@ -76,7 +76,7 @@ def generate(
     }
     with reserved_stdout():
         reuse = options.cache_options(cache, cache_set or [])
-        setting = _Setting(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
+        setting = Chosen(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
                            check_finite, reuse)  # fmt: skip
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
@@ -86,7 +86,7 @@ def generate(
 
 
 @dataclass(frozen=True)
-class _Setting:
+class Chosen:
     """What the options say about sparse attention and the cache."""
 
     method: str | None
@@ -147,7 +147,7 @@ def _generate(
     model: str,
     prompt: str,
     out: Path,
-    setting: _Setting,
+    setting: Chosen,
     call: dict[str, Any],
     seed: int,
     fps: float | None,
