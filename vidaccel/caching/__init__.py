@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
+from vidaccel import registry
 from vidaccel.caching import cache as _cache
 from vidaccel.caching.base import CachePolicy, Place, Signals, Turn, Verdict
 from vidaccel.caching.cache import Cache
 
-
-def _find() -> dict[str, type[CachePolicy]]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    found = {item for item in classes if issubclass(item, CachePolicy) and not inspect.isabstract(item)}
-    return {item.name: item for item in sorted(found, key=lambda item: item.name)}
-
-
-POLICIES: dict[str, type[CachePolicy]] = _find()
+POLICIES: dict[str, type[CachePolicy]] = registry.found(__name__, __path__, CachePolicy)
 """Every policy by its name."""
 
 

@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from vidaccel import registry
 from vidaccel.compensation.base import Compensation
 
-
-def _find() -> dict[str, type[Compensation]]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    found = {item for item in classes if issubclass(item, Compensation) and not inspect.isabstract(item)}
-    return {item.name: item for item in sorted(found, key=lambda item: item.name)}
-
-
-COMPENSATIONS: dict[str, type[Compensation]] = _find()
+COMPENSATIONS: dict[str, type[Compensation]] = registry.found(__name__, __path__, Compensation)
 """Every way by its name."""
 
 

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from typing import Any
 
+from vidaccel import registry
 from vidaccel.methods.base import Method, ModelFacts
 
-
-def _find() -> dict[str, type[Method]]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    found = {item for item in classes if issubclass(item, Method) and not inspect.isabstract(item)}
-    return {item.name: item for item in sorted(found, key=lambda item: item.name)}
-
-
-METHODS: dict[str, type[Method]] = _find()
+METHODS: dict[str, type[Method]] = registry.found(__name__, __path__, Method)
 """Every method by its name."""
 
 

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from vidaccel import registry
 from vidaccel.patterns.base import Pattern
 from vidaccel.patterns.heads import at_density, density_of, mask_of, plan_of
 
-
-def _find() -> dict[str, type[Pattern]]:
-    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
-    classes = [item for module in modules for item in vars(module).values() if isinstance(item, type)]
-    found = {item for item in classes if issubclass(item, Pattern) and not inspect.isabstract(item)}
-    return {item.name: item for item in sorted(found, key=lambda item: item.name)}
-
-
-PATTERNS: dict[str, type[Pattern]] = _find()
+PATTERNS: dict[str, type[Pattern]] = registry.found(__name__, __path__, Pattern)
 """Every pattern by its name."""
 NESTED = 8
 """Levels of lists and of patterns within a pattern: a union of bands has two."""
