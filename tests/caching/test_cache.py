@@ -25,7 +25,7 @@ def test_forms() -> None:
 def test_every_cache_is_json() -> None:
     for policy in (EasyCache(), Told((1, 2)), ToldOutput()):
         made = json.loads(json.dumps(Cache(policy, Taylor(1)).to_dict()))
-        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1}
+        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1, "start": 0}
         assert made["limits"]["last_steps"] == 1
 
 

@@ -52,6 +52,17 @@ def test_taylor_continues_a_line() -> None:
         torch.testing.assert_close(Taylor(order).predict(kept, 10), torch.tensor([21.0, -10.0]))
 
 
+def test_taylor_waits_for_its_start() -> None:
+    """What lies before is as if it had not been computed."""
+    generator = torch.Generator().manual_seed(0)
+    values = {step: torch.randn(4, generator=generator) for step in (0, 1, 2, 4, 5)}
+    late = {step: residual for step, residual in values.items() if step >= 2}
+    for order in (1, 2):
+        found = Taylor(order, start=2).predict(history(Taylor(order, start=2), values), 7)
+        assert torch.equal(found, Taylor(order).predict(history(Taylor(order), late), 7))
+    assert len(history(Taylor(1, start=2), {0: values[0], 1: values[1], 2: values[2]}).parts) == 1
+
+
 def test_hold_is_the_last() -> None:
     kept = history(Hold(), {0: torch.zeros(2), 4: torch.ones(2)})
     assert torch.equal(Hold().predict(kept, 9), torch.ones(2)) and len(kept.parts) == 1 == Hold().tensors
@@ -63,7 +74,8 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize("given", ["spline", {"order": 1}, {"name": "taylor", "degree": 1}, 3,
-                                   {"name": "taylor", "order": 3}, {"name": "taylor", "order": True}])  # fmt: skip
+                                   {"name": "taylor", "order": 3}, {"name": "taylor", "start": -1},
+                                   {"name": "taylor", "order": True}])  # fmt: skip
 def test_refusals(given: object) -> None:
     with pytest.raises(ValueError, match="predictor"):
         predictor(given)  # type: ignore[arg-type]

@@ -67,17 +67,21 @@ class Taylor(Predictor):
 
     Args:
         order: 1 or 2; each order keeps one more tensor.
+        start: differences are between steps from this one on: where a run begins, residuals turn too sharply.
 
     Raises:
-        ValueError: another order.
+        ValueError: another order, or a start that is no step.
     """
 
     name: ClassVar[str] = "taylor"
     paper: ClassVar[str] = "TaylorSeer, Liu et al. 2025 (arXiv 2503.06923)"
 
     order: int = 1
+    start: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.start, int) or isinstance(self.start, bool) or self.start < 0:
+            raise ValueError(f"start {self.start!r} of the Taylor predictor is not a step, counted from 0")
         if self.order not in (1, 2) or isinstance(self.order, bool):
             raise ValueError(f"order {self.order!r} of the Taylor predictor is neither 1 nor 2")
 
@@ -87,7 +91,7 @@ class Taylor(Predictor):
 
     def keep(self, kept: Kept | None, step: int, residual: Tensor) -> Kept:
         parts = [residual]
-        if kept is not None and step > kept.step:
+        if kept is not None and step > kept.step >= self.start:
             for former in kept.parts[: self.order]:
                 parts.append((parts[-1] - former) / (step - kept.step))
         return Kept(step, tuple(parts))
