@@ -14,12 +14,13 @@ from vidaccel import kernels
 from vidaccel import profile as profiles
 from vidaccel.caching import Cache, CachePolicy
 from vidaccel.caching import cache as make_cache
+from vidaccel.caching.runtime import whole
 from vidaccel.compensation import Compensation
 from vidaccel.methods import METHODS, Method, ModelFacts, named
 from vidaccel.methods import method as make_method
 from vidaccel.methods.head_profile import HeadProfile
 from vidaccel.patched import Untouched
-from vidaccel.pipelines import experts, family_of
+from vidaccel.pipelines import compiled, experts, family_of
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 from vidaccel.session import ATTRIBUTE, Session
@@ -88,6 +89,8 @@ def enable(
     if profile is not None:
         profile.check(models)
     chosen.check_models(models)
+    if reuse is not None and (wrapped := compiled(target)):
+        raise ValueError(whole(wrapped))
     if reuse is not None and reuse.policy.calibration is not None:
         reuse.policy.calibration.check_models(models)
     if schedule is None:

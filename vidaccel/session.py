@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel import debug, kernels
-from vidaccel.caching.base import CachePolicy
-from vidaccel.caching.calibration import shift_of
-from vidaccel.caching.runtime import Arrival, Runtime
+from vidaccel.caching.passes import Arrival
+from vidaccel.caching.runtime import Runtime
 from vidaccel.caching.signals import twice
 from vidaccel.clock import Clock
 from vidaccel.costs import default_for
@@ -197,22 +196,10 @@ class Session:
         self._state.clear()
         self._tally = Tally()
         if self._runtime is not None:
-            self._check_calibration(self._runtime.cache.policy)
+            self.setting.check_calibration(self._owner(), self._clock.steps)
             self._halves = False
             self._runtime.begin_run()
         self.runs += 1
-
-    def _check_calibration(self, policy: CachePolicy) -> None:
-        """Refuse a run that the cache's calibration is not for, before its first forward."""
-        if policy.calibration is None:
-            return
-        owner = self._owner()
-        scheduler = getattr(owner, "scheduler", None)
-        policy.calibration.check(
-            {}, self._clock.steps, None if scheduler is None else type(scheduler).__name__,
-            None if scheduler is None else shift_of(scheduler), getattr(owner, "guidance_scale", None),
-            self.setting.attention, same_steps=not policy.any_steps,
-        )  # fmt: skip
 
     def _check(self, expert: Expert, call: Call, device: torch.device) -> None:
         """Let the compensation refuse sparse calls to come, before the dense steps at the start are spent."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from vidaccel.caching.cache import Cache
-from vidaccel.caching.calibration import DENSE
+from vidaccel.caching.calibration import DENSE, shift_of
 from vidaccel.compensation import Compensation
 from vidaccel.costs import CostModel
 from vidaccel.layout import TokenLayout
@@ -53,6 +54,23 @@ class Setting:
                   "schedule": asdict(self.schedule), "precision": self.precision,
                   "compensation": self.compensation and self.compensation.to_dict()}  # fmt: skip
         return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()
+
+    def check_calibration(self, owner: Any, steps: int | None) -> None:
+        """Refuse a run that the cache's calibration is not for, before its first forward.
+
+        Args:
+            owner: the pipeline, or a bare transformer, of which neither scheduler nor guidance is known.
+
+        Raises:
+            ValueError: what differs.
+        """
+        policy = None if self.cache is None else self.cache.policy
+        if policy is None or policy.calibration is None:
+            return
+        scheduler = getattr(owner, "scheduler", None)
+        name, shift = (None, None) if scheduler is None else (type(scheduler).__name__, shift_of(scheduler))
+        guidance = getattr(owner, "guidance_scale", None)
+        policy.calibration.check({}, steps, name, shift, guidance, self.attention, same_steps=not policy.any_steps)
 
     @property
     def computed(self) -> tuple[float, float] | None:

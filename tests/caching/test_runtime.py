@@ -150,6 +150,11 @@ def test_refusals() -> None:
     small = vidaccel.enable(pipe, **only(Told((2,)), max_memory=1e-9))
     with small, pytest.raises(ValueError, match=r"would keep .* GB on cpu .* max_memory allows 0.00 GB"):
         run("wan", pipe)
+    bare = pipe.transformer
+    pipe.transformer = torch.compile(bare)
+    with pytest.raises(ValueError, match="WanTransformer3DModel is compiled as a whole"):
+        vidaccel.enable(pipe, None, cache=Told())
+    pipe.transformer = bare
     pipe.transformer.compile()
     with pytest.raises(ValueError, match="compile_repeated_blocks"):
         vidaccel.enable(pipe, None, cache=Told())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,78 +12,9 @@ from vidaccel.caching import memory, stack
 from vidaccel.caching.base import Place, Turn, Verdict
 from vidaccel.caching.cache import Cache
 from vidaccel.caching.log import COMPUTED, GUIDANCE, Decision, Log
-from vidaccel.caching.predictors import Affine, Kept
+from vidaccel.caching.passes import OUTPUT, Arrival, Branch, Pass, Spot, Streams
+from vidaccel.caching.predictors import Affine
 from vidaccel.caching.signals import Model, Seen
-
-Streams = list[Tensor]
-Spot = tuple[int, int]
-"""Of what is kept: segment and stream."""
-OUTPUT: Spot = (0, 0)
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """One transformer call, as the session announces it.
-
-    Args:
-        expert, branch: the transformer and the guidance pass.
-        index: calls of this step before it.
-        step, steps, timestep, timesteps: see `Turn`.
-        may_reuse: whether the plan leaves this step to the cache.
-        regime: of the attention and the weights: nothing of one stands for another.
-        sparse: whether the regime has sparse attention.
-        allowance: see `Turn`.
-        rows: where the batch rows that decide begin, as a share of the batch.
-        call: the arguments of the forward.
-        prepare: to be told which blocks will run, before they do.
-    """
-
-    expert: str
-    branch: str
-    index: int
-    step: int
-    steps: int | None
-    timestep: float
-    timesteps: tuple[float, ...] | None
-    may_reuse: bool
-    regime: Hashable
-    sparse: bool
-    allowance: float
-    rows: float
-    call: Any
-    prepare: Callable[[Sequence[int]], None]
-
-
-@dataclass
-class Branch:
-    """What is remembered of one guidance pass of one transformer in one regime."""
-
-    regime: Hashable
-    kept: dict[Spot, Kept] = field(default_factory=dict)
-    difference: dict[Spot, Tensor] = field(default_factory=dict)
-    """What the unconditional pass had that the conditional one had not, when both were computed last."""
-    state: dict[str, Any] = field(default_factory=dict)
-    step: int | None = None
-    """The last computed one."""
-    reused: int = 0
-    """Steps in a row that were not computed."""
-    guided: int = 0
-    """Of the computed steps, those in a row that went by `difference`."""
-
-
-@dataclass
-class Pass:
-    """One forward on its way."""
-
-    arrival: Arrival
-    model: Model
-    transformer: nn.Module
-    branch: Branch
-    segments: tuple[tuple[int, int], ...]
-    seen: Seen
-    turn: Turn | None = None
-    decision: Decision | None = None
-    entered: Streams = field(default_factory=list)
 
 
 class Runtime:
@@ -116,8 +46,7 @@ class Runtime:
         if not model.stacks:
             raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
         if getattr(transformer, "_compiled_call_impl", None) is not None:
-            raise ValueError(f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its "
-                             "blocks, by transformer.compile_repeated_blocks()")  # fmt: skip
+            raise ValueError(whole(name))
         count = sum(len(getattr(transformer, each)) for each in model.stacks)
         if self.cache.policy.segments(count) != ((0, count),) and not self._stacked:
             raise ValueError(f"{self.cache.policy.name!r} reuses part of the blocks, which reuse={self.cache.reuse!r} "
@@ -350,3 +279,9 @@ class Runtime:
 
 def _packed(streams: Sequence[Tensor]) -> Any:
     return streams[0] if len(streams) == 1 else tuple(streams)
+
+
+def whole(name: str) -> str:
+    """Why a model that is compiled as a whole is refused."""
+    return (f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its blocks, by "
+            "transformer.compile_repeated_blocks()")  # fmt: skip

@@ -29,6 +29,12 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return inner
 
 
+def compiled(target: Any) -> str | None:
+    """Class of a denoiser that is inside `torch.compile`'s wrapper; None where none is."""
+    found: list[Any] = [target] if isinstance(target, nn.Module) else [getattr(target, name, None) for name in EXPERTS]
+    return next((type(each._orig_mod).__name__ for each in found if hasattr(each, "_orig_mod")), None)
+
+
 def experts(target: Any) -> dict[str, nn.Module]:
     """The denoisers of a pipeline by attribute, or a bare transformer under the name "transformer".
 
