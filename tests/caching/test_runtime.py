@@ -118,6 +118,16 @@ def test_guidance_interval(reuse: str) -> None:
                                    atol=1e-5)  # fmt: skip
 
 
+def test_guidance_that_cannot_be_left_out() -> None:
+    """Both passes in one call are refused; a run of one pass a step is told."""
+    with pytest.raises(ValueError, match="guidance_interval 2 leaves out unconditional calls"):
+        vidaccel.enable(FAMILIES["cogvideox"][0](), **only(Told(), guidance_interval=2))
+    pipe = tiny.tiny_wan()
+    with vidaccel.enable(pipe, **only(Told(), guidance_interval=2)) as session:
+        run("wan", pipe, guidance_scale=1.0)
+        assert "note: guidance_interval 2 had nothing to leave out" in str(session.summary())
+
+
 def test_few_steps_are_computed() -> None:
     pipe = tiny.tiny_wan()
     stock = run("wan", pipe)

@@ -42,6 +42,8 @@ class Log:
     decisions: list[Decision] = field(default_factory=list)
     spared: int = 0
     """Calls of blocks that were passed by."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know of the run."""
     _marks: list[tuple[Any, Any]] = field(default_factory=list)
     _begun: Any = None
 
@@ -82,7 +84,7 @@ class Log:
         """JSON-ready."""
         steps = [asdict(each) | {"indicator": _rounded(each.indicator)} for each in self.decisions]
         times = self.times() if self.decisions else None
-        return {"computed_share": self.computed_share, "decisions": steps,
+        return {"computed_share": self.computed_share, "decisions": steps, "notes": list(self.notes),
                 "seconds": times and {name: round(each, DIGITS) for name, each in times.items()}}  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -100,7 +102,7 @@ class Log:
         if (times := self.times()) is not None:
             out.append(f"  transformer calls took {times['measured']:.2f} s; all computed, at the median of those that "
                        f"were, {times['uncached']:.2f} s")  # fmt: skip
-        return out
+        return out + [f"note: {note}" for note in self.notes]
 
 
 def _letter(decision: Decision) -> str:

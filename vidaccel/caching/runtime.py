@@ -45,6 +45,9 @@ class Runtime:
         name = type(transformer).__name__
         if not model.stacks:
             raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
+        if self.cache.guidance_interval > 1 and model.batched_guidance:
+            raise ValueError(f"guidance_interval {self.cache.guidance_interval} leaves out unconditional calls, and in "
+                             f"{name} both guidance passes share one: leave it at 1")  # fmt: skip
         if getattr(transformer, "_compiled_call_impl", None) is not None:
             raise ValueError(whole(name))
         count = sum(len(getattr(transformer, each)) for each in model.stacks)
@@ -269,6 +272,9 @@ class Runtime:
         if self._at_end(now) and arrival.index == self._passes - 1:
             # Decoding comes next, which needs the room.
             self._branches.clear()
+            if self.cache.guidance_interval > 1 and self._passes == 1:
+                self.log.notes.append(f"guidance_interval {self.cache.guidance_interval} had nothing to leave out: "
+                                      "each step was one pass")  # fmt: skip
 
     def _check_memory(self, now: Pass) -> None:
         stacked = sum(each.nbytes for each in now.entered) * len(now.segments)

@@ -19,6 +19,10 @@ class Model(Protocol):
     def streams(self) -> tuple[tuple[str, int], ...]:
         """See `Family.streams`."""
 
+    @property
+    def batched_guidance(self) -> bool:
+        """See `Family.batched_guidance`."""
+
     def latents(self, transformer: nn.Module, call: Any) -> Tensor:
         """See `Family.latents`."""
 
