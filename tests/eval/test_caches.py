@@ -48,7 +48,7 @@ def latents(out: Path, record: dict[str, Any]) -> np.ndarray:
         ("easycache", "easycache"),
         ({"name": "easycache", "threshold": 0.05, "last_steps": 1}, "easycache"),
         ({"name": "easycache", "threshold": 0.1, "predictor": {"name": "taylor", "order": 2}, "most_reused": 3},
-         "easycache(threshold=0.1, predictor=taylor2, most_reused=3)"),
+         "easycache(threshold=0.1, predictor=taylor(order=2), most_reused=3)"),
         (STATIC, "static(compute=0 1 3 5, min_steps=1)"),
         ({"name": "teacache", "model": "wan2.1-t2v-14b"}, "teacache(model=wan2.1-t2v-14b)"),
         ({"name": "teacache", "coefficients": [1, 0], "threshold": 0.1},

@@ -11,6 +11,7 @@ from typing import Any
 
 from vidaccel.caching import POLICIES, Cache
 from vidaccel.caching import cache as make_cache
+from vidaccel.caching.predictors import PREDICTORS
 
 NONE = "none"
 """On the axis and in records: no cache."""
@@ -81,8 +82,9 @@ def _needed(given: dict[str, Any]) -> dict[str, Any]:
 
 def _word(name: str, item: Any) -> str:
     if isinstance(item, dict):
-        options = [str(each) for key, each in item.items() if key != "name"]
-        return str(item["name"]) + "".join(options)
+        usual = dataclasses.asdict(PREDICTORS[item["name"]]())  # type: ignore[call-overload]
+        changed = [f"{key}={each}" for key, each in item.items() if key != "name" and each != usual[key]]
+        return str(item["name"]) + (f"({', '.join(changed)})" if changed else "")
     if isinstance(item, list):
         return " ".join(map(str, item))
     if isinstance(item, float):
