@@ -2,7 +2,7 @@
 
 Counted at the shapes of real models, where a method plans on tensors without contents: floating-point operations of
 its products as a share of dense attention's, and the bytes that its operations read and write at most. Measured on the
-CPU for one head of Wan's 480p grid (``--measure``, a quiet machine): milliseconds of a plan and of dense attention.
+CPU for one head of CogVideoX-5b's grid (``--measure``, a quiet machine): milliseconds of a plan and of dense attention.
 Methods have their defaults for Wan and a new plan in every step. Appends JSON lines to
 benchmarks/results/planning_cost.jsonl.
 """
@@ -26,7 +26,7 @@ SHAPES = (
     Shape("wan-14b-480p", TokenLayout(21, 30, 52), 40, 128),
     Shape("wan-14b-720p", TokenLayout(21, 45, 80), 40, 128),
 )
-MEASURED = Shape("wan-480p-one-head", TokenLayout(21, 30, 52), 1, 128)
+MEASURED = Shape("cogvideox-5b-one-head", TokenLayout(13, 30, 45), 1, 64)
 READS = ("svg", "neighborhood", "meansim")
 """Methods of which the references read contents, so that they are counted on the CPU, one head of random numbers."""
 
