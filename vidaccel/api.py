@@ -98,7 +98,7 @@ def enable(
         schedule = own or family.schedule(target, transformer)
     resolved = Schedule.of(schedule)
     if not hasattr(target, "scheduler"):
-        resolved.resolve(num_inference_steps, 1, (reuse.first, reuse.last_steps) if reuse else None)
+        resolved.resolve(num_inference_steps, 1, reuse.computed if reuse else None)
     min_tokens = profile.min_tokens if min_tokens is None and profile else min_tokens
     if min_tokens is not None and (not isinstance(min_tokens, int) or min_tokens < 0):
         raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")

@@ -20,7 +20,7 @@ from vidaccel.costs import default_for
 from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import COMMON
-from vidaccel.patched import Expert, Layer, Untouched
+from vidaccel.patched import Expert, Layer
 from vidaccel.pipelines import family_of
 from vidaccel.pipelines.adapters import adapters
 from vidaccel.pipelines.base import Call, Family, Mode
@@ -75,7 +75,7 @@ class Session:
         """
         try:
             for name, transformer in self._modules.items():
-                self._attach(Expert(self, name, transformer, self.setting.method.name != Untouched.name))
+                self._attach(Expert(self, name, transformer, self.setting.sparse))
         except BaseException:
             self.detach()
             raise

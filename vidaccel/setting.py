@@ -46,9 +46,14 @@ class Setting:
     cache: Cache | None = None
 
     @property
+    def sparse(self) -> bool:
+        """Whether attention is touched at all."""
+        return not isinstance(self.method, Untouched)
+
+    @property
     def attention(self) -> str:
         """What of the attention a cache's calibration depends on, as a hash; "dense" where it is left alone."""
-        if isinstance(self.method, Untouched):
+        if not self.sparse:
             return DENSE
         chosen = {"method": self.method.name, "options": asdict(self.method),  # type: ignore[call-overload]
                   "schedule": asdict(self.schedule), "precision": self.precision,
@@ -75,4 +80,4 @@ class Setting:
     @property
     def computed(self) -> tuple[float, float] | None:
         """Steps at the start and the end that a cache never reuses; None without one."""
-        return None if self.cache is None else (self.cache.first, self.cache.last_steps)
+        return None if self.cache is None else self.cache.computed

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tests import tiny
@@ -109,8 +108,3 @@ def block_calls(pipe: Any) -> tuple[list[tuple[str, int]], Any]:
             note = lambda *_, spot=(expert, index): calls.append(spot)  # noqa: E731
             hooks.append(block.register_forward_pre_hook(note))
     return calls, lambda: [hook.remove() for hook in hooks]
-
-
-def no_grad(run_it: Any) -> Any:
-    with torch.no_grad():
-        return run_it()

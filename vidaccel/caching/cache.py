@@ -77,9 +77,9 @@ class Cache:
         return self.policy.place if self.reuse is None else Place(self.reuse)
 
     @property
-    def first(self) -> float:
-        """Steps at the start that are always computed, as in `Schedule`."""
-        return self.policy.first_steps if self.first_steps is None else self.first_steps
+    def computed(self) -> tuple[float, float]:
+        """Steps at the start and at the end that are always computed, each as in `Schedule`."""
+        return self.policy.first_steps if self.first_steps is None else self.first_steps, self.last_steps
 
     def allowance(self, density: float) -> float:
         """Share of a policy's threshold that a step of this attention density may spend."""

@@ -11,7 +11,7 @@ import typer
 
 from vidaccel.cli.generate import DENSE, Chosen
 from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout, staged_file
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, staged_file
 from vidaccel.cli.plan import Density, Json, Set
 
 if TYPE_CHECKING:
@@ -95,17 +95,13 @@ def _measured(
     from vidaccel.api import enable
     from vidaccel.calibration.cache import calibrate_cache as measured
 
-    defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
-    kwargs = {**defaults, **{name: item for name, item in call.items() if item is not None}}
-    try:
+    kwargs = known.call(call)
+    with resumable(folder):
         pipe = known.load(dtype, device)
         if setting is not None:
             enable(pipe, **setting)
         with progress_bar("calibrating") as advance:
             return measured(pipe, texts, work=folder, progress=advance, sparse=setting is not None, **options, **kwargs)
-    except KeyboardInterrupt as error:
-        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
-        raise SystemExit(INTERRUPTED) from error
 
 
 def _next_change(made: CacheCalibration) -> dict[str, dict[str, list[float]]]:

@@ -11,7 +11,7 @@ import typer
 
 from vidaccel.cli import options
 from vidaccel.cli.loading import Model, dtype_and_device, identify, miniature_options
-from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable
 from vidaccel.cli.plan import Json
 
 if TYPE_CHECKING:
@@ -95,12 +95,8 @@ def _eval(file: Path | None, flags: dict[str, Any]) -> Result:
     precision, place = dtype_and_device(own["dtype"], own["device"])
     settings = Settings.of({**values, "prompt": _prompts(values, own["prompts_file"], models)})
     sources = [_source(each, precision, place) for each in models]
-    with progress_bar("loading") as advance:
-        try:
-            return bench.run(sources, own["out"], settings, progress=advance, say=_say)
-        except KeyboardInterrupt as error:
-            _say(f"stopped; what is done lies in {own['out']}, and the same command goes on from there")
-            raise SystemExit(INTERRUPTED) from error
+    with progress_bar("loading") as advance, resumable(own["out"]):
+        return bench.run(sources, own["out"], settings, progress=advance, say=_say)
 
 
 def _say(text: str) -> None:

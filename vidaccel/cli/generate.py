@@ -16,7 +16,7 @@ from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, stage
 from vidaccel.cli.plan import Density, Json, Set
 
 DENSE = "dense"
-"""Of the file, where neither the user nor the model says: Wan's own."""
+"""As a method: attention is left alone."""
 
 
 def generate(
@@ -77,7 +77,7 @@ def generate(
     with reserved_stdout():
         reuse = options.cache_options(cache, cache_set or [])
         setting = Chosen(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
-                           check_finite, reuse)  # fmt: skip
+                         check_finite, reuse)  # fmt: skip
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)

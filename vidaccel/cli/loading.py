@@ -43,6 +43,11 @@ class Model:
 
         return miniature.generation_defaults(self.name.removeprefix(miniature.PREFIX)) if self.is_miniature else {}
 
+    def call(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of the pipeline's call: those that are given and not None, over the model's own."""
+        own = {name: item for name, item in self.defaults().items() if name != "fps"}
+        return own | {name: item for name, item in given.items() if item is not None}
+
     def supported_family(self) -> str:
         """Its family, for sparse attention.
 

@@ -115,3 +115,13 @@ def staged_file(path: Path) -> Iterator[Path]:
     """
     with staged_folder(path.expanduser().absolute().parent) as staging:
         yield staging / path.name
+
+
+@contextlib.contextmanager
+def resumable(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Work that keeps what it has done in a folder: Ctrl-C ends the command and says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
+        raise SystemExit(INTERRUPTED) from error

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import INTERRUPTED, print_json, progress_bar, reserved_stdout, staged_file, staged_folder
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, staged_file, staged_folder
 from vidaccel.cli.plan import Json
 
 if TYPE_CHECKING:
@@ -111,15 +111,11 @@ def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any
               device: str) -> Calibration:
     from vidaccel.calibration.run import measured
 
-    defaults = {name: item for name, item in known.defaults().items() if name != "fps"}
-    kwargs = {**defaults, **{name: item for name, item in call.items() if item is not None}}
-    try:
+    kwargs = known.call(call)
+    with resumable(folder):
         pipe = known.load(dtype, device)
         with progress_bar("calibrating") as advance:
             return measured(pipe, texts, work=folder, progress=advance, generation_kwargs=kwargs, **options)
-    except KeyboardInterrupt as error:
-        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
-        raise SystemExit(INTERRUPTED) from error
 
 
 def _pictures(found: Calibration, folder: Path) -> list[str]:
