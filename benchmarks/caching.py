@@ -5,12 +5,12 @@
     python benchmarks/caching.py finalists FAMILY --steps N --work DIR  # the best: 16 held-out prompts, decoded
     python benchmarks/caching.py report --work DIR                      # tables, paired bootstraps, JSON lines
 
-Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection: each round is a
-`vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a calibration has
-DIR/calibration/FAMILY-N.json, made by ``vidaccel calibrate-cache`` of the same prompts if there is none. All parts go
-on where they were stopped. ``--policy``, ``--predictor`` and ``--target`` limit what is tuned, where what was found
-before stays, and what the quick part runs. What a policy computes is counted in calls of blocks, of both guidance
-passes. `report` appends to benchmarks/results/caching.jsonl.
+Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection, each with the predictor
+"hold": each round is a `vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a
+calibration goes by the one that the miniature brings along, of the first four of these prompts. All parts go on where
+they were stopped. ``--policy``, ``--predictor`` and ``--target`` limit what is tuned, where what was found before
+stays, and what the quick part runs. What a policy computes is counted in calls of blocks, of both guidance passes.
+`report` appends to benchmarks/results/caching.jsonl.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import itertools
 import json
 import math
 import statistics
-import subprocess
-import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +52,7 @@ HALF = TARGETS["1/2"]
 """Shares of the blocks' calls that a run computes: 1.5 and 2 times as fast at best."""
 PREDICTORS: dict[str, Any] = {
     "hold": "hold", "taylor1": {"name": "taylor", "order": 1}, "taylor2": {"name": "taylor", "order": 2},
-    "affine": "affine",
+    "fitted": "fitted", "affine": "affine",
 }  # fmt: skip
 IDENTITY = {"name": "teacache", "coefficients": [1, 0]}
 SWEPT: dict[str, tuple[dict[str, Any], str, tuple[float, float]]] = {
@@ -69,8 +67,10 @@ SWEPT: dict[str, tuple[dict[str, Any], str, tuple[float, float]]] = {
 COUNTED = ("even", "static", "ertacache")
 """Policies that are told how many steps to compute: spread evenly, or by a calibration."""
 NEED_FILE = ("magcache", "block_profile", "static", "ertacache")
+WHOLE = ("easycache", "teacache", "rehash", "magcache", *COUNTED)
+"""Policies that pass by all blocks or none, so that the model's output can be predicted."""
 ROUNDS = 12
-"""Values tried for a policy and predictor, at most, for both targets together."""
+"""Values tried for a policy, at most, for both targets together."""
 BEST = 3
 """Finalists beside evenly spread steps."""
 SPARSE = entry("head_profile", density=0.3)
@@ -94,8 +94,8 @@ class Place:
         return self.work / "tuned" / f"{self.name}.json"
 
     @property
-    def calibration(self) -> Path:
-        return self.work / "calibration" / f"{self.name}.json"
+    def calibration(self) -> str:
+        return f"miniature:{self.family}/cache-{self.steps}.json"
 
     def folder(self, part: str) -> Path:
         return self.work / part / self.name
@@ -128,29 +128,22 @@ class Only:
 
 @dataclass
 class Search:
-    """Bisection for one policy, predictor and target, in the logarithm of what is swept.
-
-    Args:
-        start: the first value tried; None for the middle of the bounds.
-    """
+    """Bisection for one policy and target, in the logarithm of what is swept."""
 
     policy: str
-    predictor: str
     target: float
     place: Place
-    start: float | None = None
     tried: dict[float, tuple[float, float | None]] = field(default_factory=dict)
     """What was computed, and the latents' SNR, None where identical, by value."""
 
     def cache(self, value: float) -> dict[str, Any]:
         """Of the cache axis."""
-        base, knob, _ = SWEPT[self.policy]
-        return with_file(self.policy, {**base, knob: value, "predictor": PREDICTORS[self.predictor]}, self.place)
+        return swept_cache(self.policy, "hold", value, self.place)
 
     def next(self) -> float | None:
         """The value to try; None where that is enough."""
         if not self.tried:
-            return self.start or _middle(*SWEPT[self.policy][2])
+            return _middle(*SWEPT[self.policy][2])
         near = abs(self.tried[self.best()][0] - self.target) <= 0.5 / self.place.steps
         low, high = self._bracket()
         return None if near or len(self.tried) >= ROUNDS or high / low < 1.01 else _middle(low, high)
@@ -169,23 +162,19 @@ class Search:
         # Shares need not fall with every rise.
         return (low, high) if low < high else (high, low)
 
-    def result(self) -> dict[str, Any]:
-        """Of the tuned file."""
-        value = self.best()
-        share, snr = self.tried[value]
-        return found_of(self.policy, self.predictor, self.target, self.cache(value), share, snr)
+
+def swept_cache(policy: str, predictor: str, value: float, place: Place) -> dict[str, Any]:
+    """A cache of a policy with what is swept."""
+    base, knob, _ = SWEPT[policy]
+    return with_file(policy, {**base, knob: value}, predictor, place)
 
 
-def found_of(policy: str, predictor: str, target: float, cache: dict[str, Any], share: float | None,
-             snr: float | None) -> dict[str, Any]:  # fmt: skip
-    """A line of the tuned file."""
-    return {"policy": policy, "predictor": predictor, "target": target, "cache": cache, "share": share,
-            "latent_snr": snr}  # fmt: skip
-
-
-def with_file(policy: str, cache: dict[str, Any], place: Place) -> dict[str, Any]:
-    """A cache with the calibration that it needs."""
-    return {**cache, "file": str(place.calibration)} if policy in NEED_FILE else cache
+def with_file(policy: str, cache: dict[str, Any], predictor: str, place: Place) -> dict[str, Any]:
+    """A cache with its predictor, and the calibration that either needs."""
+    if policy in NEED_FILE:
+        return {**cache, "file": place.calibration, "predictor": PREDICTORS[predictor]}
+    own = {"name": "fitted", "file": place.calibration}
+    return {**cache, "predictor": own if predictor == "fitted" else PREDICTORS[predictor]}
 
 
 def counted(policy: str, predictor: str, target: float, place: Place) -> dict[str, Any]:
@@ -195,45 +184,34 @@ def counted(policy: str, predictor: str, target: float, place: Place) -> dict[st
     if policy == "even":
         stride = (place.steps - 1) / (count - 1)
         told = {"name": "static", "compute": sorted({round(at * stride) for at in range(count)})}
-    return with_file(policy, {**told, "predictor": PREDICTORS[predictor]}, place)
+    return with_file(policy, told, predictor, place)
 
 
-def calibrate(place: Place) -> None:
-    """Make the calibration, unless there is one."""
-    if not place.calibration.exists():
-        place.calibration.parent.mkdir(parents=True, exist_ok=True)
-        words = ["--model", f"miniature:{place.family}", "--prompts", CALIBRATION, "--steps", place.steps, "--out",
-                 place.calibration]  # fmt: skip
-        subprocess.run([sys.executable, "-m", "vidaccel.cli", "calibrate-cache", *map(str, words)], check=True)
+def goes_with(policy: str, predictor: str) -> bool:
+    """Whether a policy takes a predictor."""
+    return predictor not in ("affine", "fitted") or policy in (("ertacache",) if predictor == "affine" else WHOLE)
 
 
 def tune(place: Place, only: Only, prompts: int) -> None:
-    """Find the settings; predictors other than the first start from what was found for that."""
-    if set(only.policies) & set(NEED_FILE):
-        calibrate(place)
+    """Find the settings, and give them to each predictor."""
     texts = [line for line in CALIBRATION.read_text(encoding="utf-8").splitlines() if line.strip()][:prompts]
     made = {(each["policy"], each["predictor"], each["target"]): each for each in place.found()}
-    for predictor in only.predictors:
-        names = [name for name in only.policies if predictor != "affine" or name == "ertacache"]
-        pairs = list(itertools.product(names, only.targets))
-        for name, target in pairs:
-            if name in COUNTED:
-                cache = counted(name, predictor, target, place)
-                made[name, predictor, target] = found_of(name, predictor, target, cache, None, None)
-        searches = [Search(name, predictor, target, place, _start(made, name, target))
-                    for name, target in pairs if name in SWEPT]  # fmt: skip
-        for each in swept(place, searches, texts):
-            made[each["policy"], each["predictor"], each["target"]] = each
-        place.tuned.parent.mkdir(parents=True, exist_ok=True)
-        place.tuned.write_text(json.dumps(list(made.values()), indent=1) + "\n", encoding="utf-8")
+    searches = [Search(name, target, place) for name, target in itertools.product(only.policies, only.targets)
+                if name in SWEPT]  # fmt: skip
+    swept(place, searches, texts)
+    values = {(each.policy, each.target): each.best() for each in searches}
+    for name, predictor, target in itertools.product(only.policies, only.predictors, only.targets):
+        if not goes_with(name, predictor):
+            continue
+        value = values.get((name, target))
+        cache = (counted(name, predictor, target, place) if value is None
+                 else swept_cache(name, predictor, value, place))  # fmt: skip
+        made[name, predictor, target] = {"policy": name, "predictor": predictor, "target": target, "cache": cache}
+    place.tuned.parent.mkdir(parents=True, exist_ok=True)
+    place.tuned.write_text(json.dumps(list(made.values()), indent=1) + "\n", encoding="utf-8")
 
 
-def _start(made: dict[Any, dict[str, Any]], name: str, target: float) -> float | None:
-    found = made.get((name, "hold", target))
-    return None if found is None else found["cache"][SWEPT[name][1]]
-
-
-def swept(place: Place, searches: list[Search], prompts: list[str]) -> list[dict[str, Any]]:
+def swept(place: Place, searches: list[Search], prompts: list[str]) -> None:
     """All searches to their end, round by round."""
     collect(place, searches, prompts)
     while pending := [(each, value) for each in searches if (value := each.next()) is not None]:
@@ -245,8 +223,7 @@ def swept(place: Place, searches: list[Search], prompts: list[str]) -> list[dict
             if value not in each.tried:
                 raise SystemExit(f"{each.policy} failed at {value}: see the error.json files in {place.folder('tune')}")
             share, snr = each.tried[value]
-            print(f"{each.policy}/{each.predictor} at {value}: computes {share:.3f}, latent SNR {snr} dB", flush=True)
-    return [each.result() for each in searches]
+            print(f"{each.policy} at {value}: computes {share:.3f}, latent SNR {snr} dB", flush=True)
 
 
 def collect(place: Place, searches: list[Search], prompts: list[str]) -> None:
@@ -281,10 +258,11 @@ def _middle(low: float, high: float) -> float:
 
 
 def quick(place: Place, only: Only) -> None:
-    """Every policy and predictor at its tuned settings; the baselines follow those that hold."""
-    for holds in (True, False):
-        caches = [each["cache"] for each in place.found() if only.has(each) and (each["predictor"] == "hold") is holds]
-        values = {"method": "dense", "quick": True, "baselines": list(BASELINES) if holds else False}
+    """Every policy and predictor at its tuned settings; the baselines are those of evenly spread steps that hold."""
+    for even in (True, False):
+        caches = [each["cache"] for each in place.found()
+                  if only.has(each) and ((each["policy"], each["predictor"]) == ("even", "hold")) is even]  # fmt: skip
+        values = {"method": "dense", "quick": True, "baselines": list(BASELINES) if even else False}
         if caches:
             place.evaluate("quick", {**values, "cache": caches}, PROMPTS)
 

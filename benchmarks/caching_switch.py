@@ -118,7 +118,8 @@ class Bench:
     def cached(self, prompt: str, dense_layers: int, informed: bool) -> tuple[Tensor, list[Decision]]:
         """The same with the cache, and what it decided in the conditional pass."""
         # The budget that sparse attention shares is left out: only what the cache knows of the switch shall differ.
-        cache = {"name": "first_block", "threshold": self.options.threshold, "first_steps": WARMUP, "sparse_share": 0}
+        cache = {"name": "first_block", "threshold": self.options.threshold, "first_steps": WARMUP, "sparse_share": 0,
+                 "predictor": "hold"}  # fmt: skip
         with self.sparse(dense_layers, cache) as session:
             if not informed:
                 uninformed(session)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel import debug, kernels
+from vidaccel.caching import time_scale
 from vidaccel.caching.passes import Arrival
 from vidaccel.caching.runtime import Runtime
 from vidaccel.caching.signals import twice
@@ -61,6 +62,8 @@ class Session:
         self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
         if not hasattr(owner, "scheduler"):
             setting.method.check_steps(setting.steps)
+        if setting.cache is not None and setting.cache.policy.adjusts:
+            time_scale.check(getattr(owner, "scheduler", None))
 
     @property
     def family(self) -> Family:
@@ -198,7 +201,7 @@ class Session:
         if self._runtime is not None:
             self.setting.check_calibration(self._owner(), self._clock.steps)
             self._halves = False
-            self._runtime.begin_run()
+            self._runtime.begin_run(getattr(self._owner(), "scheduler", None), self._clock.steps)
         self.runs += 1
 
     def _check(self, expert: Expert, call: Call, device: torch.device) -> None:

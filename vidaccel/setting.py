@@ -69,13 +69,11 @@ class Setting:
         Raises:
             ValueError: what differs.
         """
-        policy = None if self.cache is None else self.cache.policy
-        if policy is None or policy.calibration is None:
-            return
         scheduler = getattr(owner, "scheduler", None)
         name, shift = (None, None) if scheduler is None else (type(scheduler).__name__, shift_of(scheduler))
         guidance = getattr(owner, "guidance_scale", None)
-        policy.calibration.check({}, steps, name, shift, guidance, self.attention, same_steps=not policy.any_steps)
+        for calibration, same_steps in ({} if self.cache is None else self.cache.calibrations).items():
+            calibration.check({}, steps, name, shift, guidance, self.attention, same_steps=same_steps)
 
     @property
     def computed(self) -> tuple[float, float] | None:

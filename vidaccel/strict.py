@@ -119,6 +119,18 @@ def number(where: str, value: Any, most: float = math.inf) -> float:
     return float(value)
 
 
+def signed(where: str, value: Any, most: float) -> float:
+    """`value` if it is a finite number of either sign, up to `most` in size.
+
+    Raises:
+        ValueError: it is not.
+    """
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or abs(value) > most:
+        raise ValueError(f"{where} has {shown(value)}, not a finite number up to {most:g} either way")
+    return float(value)
+
+
 def string(where: str, value: Any, most: int) -> str:
     """`value` if it is a text of at most `most` letters.
 

@@ -10,6 +10,7 @@ import numpy as np
 from vidaccel.architecture import describe
 from vidaccel.caching.base import Turn
 from vidaccel.caching.calibration import CacheCalibration
+from vidaccel.caching.guided import Guided, exact
 from vidaccel.caching.track import Track, rounded
 from vidaccel.methods import ModelFacts
 
@@ -34,6 +35,15 @@ def random_track(first: int, steps: int, rng: np.random.Generator, blocks: int =
     )  # fmt: skip
 
 
+def random_guided(steps: int, rng: np.random.Generator) -> Guided:
+    """Products of outputs that go a crooked way, and effects of any size."""
+    outputs = np.cumsum(rng.standard_normal((steps, 8)), 0) + 3
+    inner = outputs @ outputs.T
+    inner /= np.trace(inner) / steps
+    rows = tuple(tuple(exact(each) for each in row[: step + 1]) for step, row in enumerate(inner.tolist()))
+    return Guided(rows, tuple(rounded(each) for each in rng.uniform(0.05, 0.3, steps)))
+
+
 def made(
     steps: int = 12, *, branches: Sequence[str] = ("cond", "uncond"), switch: int | None = None, seed: int = 0,
     **changed: Any,
@@ -47,7 +57,7 @@ def made(
         "model": describe(dict.fromkeys(parts, FACTS)), "steps": steps,
         "timesteps": tuple(rounded(1000 * (1 - (step / steps) ** 2)) for step in range(steps)),
         "scheduler": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, "guidance": 5.0, "tracks": tracks,
-        "prompts": {"count": 1, "sha256": "0" * 64}, "versions": {"vidaccel": "0"},
+        "guided": random_guided(steps, rng), "prompts": {"count": 1, "sha256": "0" * 64}, "versions": {"vidaccel": "0"},
     }  # fmt: skip
     return CacheCalibration(**(values | changed))
 

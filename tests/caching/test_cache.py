@@ -7,9 +7,10 @@ import json
 import pytest
 
 from tests.caching.cases import Told, ToldOutput
-from vidaccel.caching import POLICIES, Cache, cache
+from tests.caching.made import made as calibration
+from vidaccel.caching import POLICIES, Cache, Place, cache
 from vidaccel.caching.easycache import EasyCache
-from vidaccel.caching.predictors import Affine, Hold, Taylor
+from vidaccel.caching.predictors import Affine, Fitted, Taylor
 from vidaccel.schedule import Schedule
 
 
@@ -19,26 +20,45 @@ def test_forms() -> None:
     given = {"name": "easycache", "threshold": 0.1, "predictor": {"name": "taylor", "order": 2}, "most_reused": 3}
     assert cache(given) == Cache(EasyCache(threshold=0.1), Taylor(2), most_reused=3)
     made = Cache(EasyCache())
-    assert cache(made) is made and made.predictor == Hold()
+    assert cache(made) is made and made.predictor == Taylor()
 
 
 def test_every_cache_is_json() -> None:
     for policy in (EasyCache(), Told((1, 2)), ToldOutput()):
         made = json.loads(json.dumps(Cache(policy, Taylor(1)).to_dict()))
-        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1, "start": 0}
-        assert made["limits"]["last_steps"] == 1
+        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1, "start": 2}
+        assert Cache(policy).computed == (1 if policy.name != "easycache" else 0.1, 1)
 
 
 @pytest.mark.parametrize("given, message", [
     ("tea", "unknown cache policy 'tea'; choose "), ({"threshold": 1}, "unknown cache policy"), (3, "unknown cache"),
     ({"name": "easycache", "limit": 1}, "has no option 'limit'; it has threshold, "),
-    ({"name": "easycache", "predictor": "spline"}, "unknown predictor 'spline'; choose hold, taylor, affine"),
+    ({"name": "easycache", "predictor": "spline"}, "unknown predictor 'spline'; choose hold, taylor, fitted, affine"),
     ({"name": "easycache", "reuse": "attention"}, "reuse 'attention' is none of stack, output, prediction"),
     ({"name": "rehash", "predictor": "affine"}, "needs a policy with calibrated corrections"),
 ])  # fmt: skip
 def test_refusals(given: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cache(given)
+
+
+def test_what_a_reused_step_is_given_by_default() -> None:
+    """The fitted sum of outputs where there is a calibration for it, and all blocks or none run."""
+    file = calibration()
+    assert cache({"name": "magcache", "file": file}).predictor == Fitted()  # type: ignore[union-attr]
+    assert cache({"name": "magcache", "file": file}).place is Place.PREDICTION  # type: ignore[union-attr]
+    for given in ({"name": "magcache", "file": calibration(guided=None)}, {"name": "easycache"},
+                  {"name": "magcache", "file": file, "reuse": "stack"},
+                  {"name": "block_profile", "file": file}):  # fmt: skip
+        assert cache(given).predictor == Taylor()  # type: ignore[union-attr]
+    made = cache({"name": "easycache", "predictor": {"name": "fitted", "file": file}})
+    assert made is not None and made.calibrations == {file: True} and made.to_dict()["fitted_to"] == file.digest
+    assert made.place is Place.PREDICTION and cache({"name": "magcache", "file": file}).calibrations == {file: True}  # type: ignore[union-attr]
+    assert cache({"name": "magcache", "file": file, "predictor": "hold"}).calibrations == {file: False}  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="predictor 'fitted' is for reuse='prediction', not 'stack'"):
+        cache({"name": "magcache", "file": file, "predictor": "fitted", "reuse": "stack"})
+    with pytest.raises(ValueError, match="'fitted' needs a calibration"):
+        cache({"name": "easycache", "predictor": "fitted"})
 
 
 def test_affine_is_for_corrections() -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+import vidaccel
+from tests import tiny
+from tests.caching.cases import run
 from tests.caching.made import computed_by, made, turn
 from vidaccel.caching import cache
 from vidaccel.caching.calibration import CacheCalibration
 from vidaccel.caching.ertacache import ErtaCache
+from vidaccel.calibration.cache import calibrate_cache
 
 
 def errors(calibration: CacheCalibration, expert: str, step: int, kept: int) -> float:
@@ -95,10 +100,54 @@ def test_scale_of_steps() -> None:
         policy.step_scale(20)
 
 
+@pytest.mark.parametrize("switch", [None, 7])
+def test_stride_is_the_scale_of_what_is_kept(switch: int | None) -> None:
+    """Of any kept step, not only the schedule's; up to the end of the expert's steps, the last of which is whole."""
+    calibration = made(switch=switch)
+    policy = ErtaCache(calibration, 0.1, adjust_time=True)
+    assert policy.adjusts and not ErtaCache(calibration, 0.1).adjusts
+    tracks = list(calibration.tracks["transformer"].values())
+    between = 0
+    for step, kept in ((3, 2), (5, 1), (5, 4)):
+        errors = [each.output[step][kept] * each.residual_size[step] for each in tracks]
+        moved = [each.change[step + 1] * each.output_size[step] for each in tracks]
+        shares = [min(1.0, max(0.0, 1 - error / move)) for error, move in zip(errors, moved, strict=True)]
+        share, until = policy.stride(turn(step, step - kept), kept)
+        assert share == pytest.approx(sum(shares) / 2) and until == (switch or 12)
+        between += 0 < share < 1
+    assert between
+    last = (switch or 12) - 1
+    assert policy.stride(turn(last, 2), last - 2) == (1.0, last + 1)
+    if switch is not None:
+        assert policy.stride(turn(8, 1, expert="transformer_2"), 7)[1] == 12
+
+
+@pytest.mark.parametrize("two_experts", [False, True])
+def test_adjusted_runs(two_experts: bool) -> None:
+    """A calibrated run ends at no noise, with other clips than without; each expert has its own steps."""
+    family, pipe = "wan2.2" if two_experts else "wan", tiny.tiny_wan(two_experts=two_experts)
+    given = tiny.wan_inputs(pipe, num_inference_steps=8)
+    call = {name: value for name, value in given.items() if name not in ("prompt", "generator", "output_type")}
+    calibration = calibrate_cache(pipe, ["a red circle"], **call)
+    found = {}
+    for adjust in (False, True):
+        options = {"name": "ertacache", "file": calibration, "computed_steps": 5, "adjust_time": adjust, "min_steps": 1}
+        with vidaccel.enable(pipe, None, cache=options) as session:
+            found[adjust] = run(family, pipe, num_inference_steps=8)
+            decisions = session.summary().to_dict()["cache"]["decisions"]
+            experts = [each["expert"] for each in decisions if each["branch"] == "cond"]
+            sigmas = pipe.scheduler.sigmas.tolist()
+        assert {each["what"] for each in decisions} > {"computed"} and sigmas[-1] == 0
+        assert experts == [name for name in calibration.tracks for _ in calibration.covered(name)]
+    assert np.abs(found[True] - found[False]).max() > 1e-3
+    assert sigmas != pipe.scheduler.sigmas.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"file": None}, "needs a calibration"), ({}, "either a threshold"), ({"threshold": -1.0}, "threshold"),
-     ({"threshold": 0.1, "computed_steps": 3}, "either a threshold"), ({"computed_steps": 13}, "computed_steps")],
+     ({"threshold": 0.1, "computed_steps": 3}, "either a threshold"), ({"computed_steps": 13}, "computed_steps"),
+     ({"threshold": 0.1, "adjust_time": "yes"}, "adjust_time 'yes' is neither True nor False")],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):

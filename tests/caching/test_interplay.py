@@ -14,6 +14,7 @@ import vidaccel
 from tests import tiny
 from tests.caching.cases import Told, ToldOutput, run
 from vidaccel.caching import Cache
+from vidaccel.caching.predictors import Hold
 
 STEPS = (2, 4)
 SPARSE: dict[str, Any] = {"method": "radial", "min_tokens": 0, "decay": 0.0, "block": 16, "split": 16,
@@ -21,7 +22,7 @@ SPARSE: dict[str, Any] = {"method": "radial", "min_tokens": 0, "decay": 0.0, "bl
 
 
 def cached(pipe: Any, policy: Any = None, **more: Any) -> Any:
-    with vidaccel.enable(pipe, **{"method": None, "cache": Cache(policy or Told(STEPS), min_steps=1)} | more):
+    with vidaccel.enable(pipe, **{"method": None, "cache": Cache(policy or Told(STEPS), Hold(), min_steps=1)} | more):
         return run("wan", pipe)
 
 
@@ -59,7 +60,7 @@ def test_model_offload(policy: Any, when: str) -> None:
     expected = cached(pipe, policy)
     if when == "before":
         pipe.enable_model_cpu_offload(device="cpu")
-    with vidaccel.enable(pipe, None, cache=Cache(policy, min_steps=1)) as session:
+    with vidaccel.enable(pipe, None, cache=Cache(policy, Hold(), min_steps=1)) as session:
         if when == "after":
             pipe.enable_model_cpu_offload(device="cpu")
         for _ in range(2):
@@ -88,7 +89,7 @@ def test_a_new_adapter_strength_is_an_event() -> None:
             pipe.transformer.set_adapters("style", 0.25)
         return {}
 
-    with vidaccel.enable(pipe, None, cache=Cache(Told((2, 3, 4)), min_steps=1)) as session:
+    with vidaccel.enable(pipe, None, cache=Cache(Told((2, 3, 4)), Hold(), min_steps=1)) as session:
         run("wan", pipe)
         assert decisions(session) == ["computed"] * 2 + ["reused"] * 3 + ["computed"]
         run("wan", pipe, callback_on_step_end=weaken)
@@ -100,7 +101,7 @@ def test_diffusers_own_cache_contexts_are_not_needed() -> None:
     transformer = tiny.tiny_wan_transformer()
     call = {"hidden_states": torch.randn(1, 16, 3, 8, 12), "encoder_hidden_states": torch.randn(1, 4, tiny.TEXT_DIM)}
     with torch.no_grad(), vidaccel.enable(transformer, None, num_inference_steps=4,
-                                          cache=Cache(Told((1, 2)), min_steps=1)) as session:  # fmt: skip
+                                          cache=Cache(Told((1, 2)), Hold(), min_steps=1)) as session:  # fmt: skip
         for timestep in (900.0, 600.0, 300.0, 100.0):
             for _ in range(2):
                 transformer(**call, timestep=torch.tensor([timestep]))
@@ -110,7 +111,8 @@ def test_diffusers_own_cache_contexts_are_not_needed() -> None:
 def test_with_gradients_nothing_is_cached() -> None:
     transformer = tiny.tiny_wan_transformer()
     call = {"hidden_states": torch.randn(1, 16, 3, 8, 12), "encoder_hidden_states": torch.randn(1, 4, tiny.TEXT_DIM)}
-    with vidaccel.enable(transformer, None, num_inference_steps=4, cache=Cache(Told((1, 2)), min_steps=1)) as session:
+    cache = Cache(Told((1, 2)), Hold(), min_steps=1)
+    with vidaccel.enable(transformer, None, num_inference_steps=4, cache=cache) as session:
         for timestep in (900.0, 600.0):
             transformer(**call, timestep=torch.tensor([timestep]))[0].sum().backward()
     assert session.summary().to_dict()["cache"]["decisions"] == []

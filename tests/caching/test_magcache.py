@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+import vidaccel
+from tests import tiny
+from tests.caching.cases import run
 from tests.caching.made import computed_by, made, turn
 from vidaccel.caching.calibration import CacheCalibration
 from vidaccel.caching.magcache import MagCache
+from vidaccel.caching.published_ratios import COND, FIRST, MAGCACHE, SECOND, UNCOND
 
 
 def loop(
@@ -96,9 +101,14 @@ def test_threshold_shrinks_with_the_allowance() -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"file": None}, "needs a calibration"), ({"threshold": 0}, "threshold"), ({"threshold": True}, "threshold"),
+    [({"file": None}, "needs a calibration.* or a model .*wan2.1-t2v-14b"),
+     ({"threshold": 0}, "threshold"), ({"threshold": True}, "threshold"),
      ({"max_skips": 0}, "max_skips"), ({"max_skips": 2.0}, "max_skips"), ({"retention": 1.0}, "retention"),
-     ({"retention": -0.1}, "retention"), ({"retention": "x"}, "retention"), ({"file": 3}, "path of a JSON file")],
+     ({"retention": -0.1}, "retention"), ({"retention": "x"}, "retention"), ({"file": 3}, "path of a JSON file"),
+     ({"model": "hunyuanvideo"}, "leave out file, or model 'hunyuanvideo'"),
+     ({"file": None, "model": "cogvideox-5b"}, "'cogvideox-5b'; choose wan2.1-t2v-1.3b, .* or calibrate"),
+     ({"file": None, "model": "hunyuanvideo", "threshold": 0}, "threshold 0 is not"),
+     ({"file": None, "model": "hunyuanvideo", "retention": 1}, "retention 1 is not")],
 )  # fmt: skip
 def test_bad_options(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
@@ -108,3 +118,115 @@ def test_bad_options(options: dict[str, Any], told: str) -> None:
 def test_steps_must_be_known() -> None:
     with pytest.raises(ValueError, match="give num_inference_steps"):
         MagCache(made()).decide(turn(3, 1, None), None, {})  # type: ignore[arg-type]
+
+
+def parts(model: str) -> list[tuple[int, int, str]]:
+    """First step, the one after the last, and name of each expert of a published model."""
+    switch, steps = MAGCACHE[model].switch, MAGCACHE[model].steps
+    return [(0, steps, FIRST)] if switch is None else [(0, switch, FIRST), (switch, steps, SECOND)]
+
+
+@pytest.mark.parametrize("model", MAGCACHE)
+def test_published_ratios(model: str) -> None:
+    known, policy = MAGCACHE[model], MagCache(model=model)
+    assert known.steps == (40 if "i2v-14b" in model or "a14b" in model else 50)
+    assert (policy.threshold, policy.max_skips, policy.retention) == (*known.slow, known.retention)
+    assert policy.calibration is None and known.slow <= known.fast
+    for place, branch in enumerate(known.branches):
+        # As the authors lay them out: a 1 for each pass, and then the passes in turn.
+        gammas = ([1.0] * len(known.branches) + list(known.ratios))[place :: len(known.branches)]
+        computed = computed_by(policy, known.steps, switch=known.switch, branch=branch)
+        expected: list[int] = []
+        for start, end, expert in parts(model):
+            ran = loop(gammas[start:end], *known.slow, 1 if expert in known.computed else known.retention)
+            expected += [start + step for step in ran]
+        assert computed == expected
+    again = MagCache(**json.loads(json.dumps(policy.to_dict()))["options"])
+    assert again == policy and hash(again) == hash(policy)
+
+
+@pytest.mark.parametrize("model", MAGCACHE)
+def test_published_ratios_are_whole(model: str) -> None:
+    """Both passes' are nearly the same, and two experts' runs dip where the second takes over: a number that is
+    missing or doubled would show."""
+    known = MAGCACHE[model]
+    assert len(known.ratios) == len(known.branches) * (known.steps - 1)
+    tables = [known.of(expert, branch) for _, _, expert in parts(model) for branch in known.branches]
+    assert {each.steps for each in tables} == {known.steps}
+    for _, _, expert in parts(model):
+        both = [known.of(expert, branch).ratio for branch in known.branches]
+        assert all(abs(left - right) < 0.01 for left, right in zip(both[0], both[-1], strict=True))
+    if known.switch is not None:
+        dip = known.of(SECOND, COND).ratio[0]
+        assert dip < min(known.of(FIRST, COND).ratio) and dip < min(known.of(SECOND, COND).ratio[1:10])
+
+
+@pytest.mark.parametrize(
+    ("model", "which", "minutes"),
+    [
+        ("wan2.1-t2v-14b", "fast", (60.07, 21.67)), ("wan2.2-t2v-a14b", "slow", (27.15, 18.17)),
+        ("wan2.2-i2v-a14b", "slow", (26.72, 20.08)), ("wan2.2-ti2v-5b", "slow", (10.65, 5.4)),
+        ("hunyuanvideo", "slow", (54.08, 23.83)), ("hunyuanvideo", "fast", (54.08, 19.55)),
+        ("hunyuanvideo-540p", "slow", (20.17, 8.83)), ("hunyuanvideo-540p", "fast", (20.17, 7.28)),
+    ],
+)  # fmt: skip
+def test_as_many_steps_are_computed_as_the_authors_timings_say(
+    model: str, which: str, minutes: tuple[float, float]
+) -> None:
+    """Without a cache and with it, from their READMEs. Those of Wan 2.1 1.3B and from images are nearer to the square
+    roots that the paper takes of the ratios."""
+    known = MAGCACHE[model]
+    threshold, max_skips = getattr(known, which)
+    computed = computed_by(MagCache(None, threshold, max_skips, model=model), known.steps, switch=known.switch)
+    assert known.steps / len(computed) == pytest.approx(minutes[0] / minutes[1], rel=0.06)
+
+
+def test_options_beside_a_model_win() -> None:
+    given = MagCache(model="wan2.1-t2v-14b", threshold=0.1, max_skips=3, retention=0.0)
+    assert (given.threshold, given.max_skips, given.retention) == (0.1, 3, 0.0)
+    measured = MagCache(made())
+    assert (measured.threshold, measured.max_skips, measured.retention, measured.published) == (0.12, 4, 0.2, None)
+
+
+@pytest.mark.parametrize("steps", [20, 30, 50, 80])
+def test_published_ratios_for_other_numbers_of_steps(steps: int) -> None:
+    known = MAGCACHE["wan2.1-i2v-14b-480p"]
+    table = (1.0, *known.ratios[1::2])
+    nearest = [table[0]] + [table[int(step * 39 / (steps - 1) + 0.5) or 1] for step in range(1, steps)]
+    policy = MagCache(model="wan2.1-i2v-14b-480p")
+    assert computed_by(policy, steps, branch=UNCOND) == loop(nearest, 0.12, 4, 0.2)
+
+
+@pytest.mark.parametrize(("switch", "steps"), [(10, 20), (13, 20), (15, 40), (30, 40)])
+def test_a_switch_elsewhere_keeps_to_the_experts_own_entries(switch: int, steps: int) -> None:
+    """With another shift or number of steps: the dip at the authors' switch counts for no step."""
+    policy = MagCache(model="wan2.2-t2v-a14b", threshold=9.0, max_skips=99, retention=0.0)
+    assert computed_by(policy, steps, switch=switch) == [0, switch]
+    first, second = (MAGCACHE["wan2.2-t2v-a14b"].of(expert, COND).ratio for expert in (FIRST, SECOND))
+    for step in range(1, steps):
+        late = step > switch
+        now = turn(step, 1, steps, expert=SECOND if late else FIRST, expert_step=switch if late else 0)
+        found = policy.decide(now, None, {}).indicator  # type: ignore[arg-type]
+        assert found in [pytest.approx(abs(1 - each)) for each in (second if late else first)[1:]]
+
+
+def test_published_ratios_know_their_passes_and_experts() -> None:
+    with pytest.raises(ValueError, match="branch cond, not 'uncond'"):
+        MagCache(model="hunyuanvideo").decide(turn(0, 0, 50, branch=UNCOND), None, {})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of transformer, and this is transformer_2"):
+        MagCache(model="wan2.1-t2v-14b").decide(turn(0, 0, 50, expert=SECOND), None, {})  # type: ignore[arg-type]
+
+
+def test_runs_with_published_ratios() -> None:
+    pipe = tiny.tiny_wan()
+    for wrong in ("wan2.2-t2v-a14b", "hunyuanvideo"):
+        with pytest.raises(ValueError, match=f"ratios of '{wrong}' are for a .*, not for a WanTransformer3DModel"):
+            vidaccel.enable(pipe, None, cache={"name": "magcache", "model": wrong})
+    cache = {"name": "magcache", "model": "wan2.1-t2v-1.3b", "min_steps": 1}
+    with vidaccel.enable(pipe, None, cache=cache) as session:
+        run("wan", pipe, num_inference_steps=12)
+        made = session.summary().to_dict()["cache"]
+    policy = MagCache(model="wan2.1-t2v-1.3b")
+    computed = computed_by(policy, 12, forced=(0, 11))
+    found = [each["step"] for each in made["decisions"] if each["branch"] == COND and each["what"] == "computed"]
+    assert found == computed and 4 < len(computed) < 12

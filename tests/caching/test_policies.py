@@ -22,7 +22,7 @@ STEPS = {"num_inference_steps": 8}
 
 
 def setting(name: str, **changes: Any) -> dict[str, Any]:
-    return {"method": None, "cache": {"name": name, "min_steps": 1, **LOOSE[name], **changes}}
+    return {"method": None, "cache": {"name": name, "predictor": "hold", "min_steps": 1, **LOOSE[name], **changes}}
 
 
 def test_no_policy_is_forgotten() -> None:
@@ -54,9 +54,9 @@ def test_policy(name: str, family: str) -> None:
 @pytest.mark.parametrize("name", LOOSE)
 def test_predicted(name: str) -> None:
     pipe = tiny.tiny_wan()
-    with vidaccel.enable(pipe, **setting(name, first_steps=2)):
+    with vidaccel.enable(pipe, **setting(name, first_steps=4)):
         held = run("wan", pipe, **STEPS)
-    with vidaccel.enable(pipe, **setting(name, first_steps=2, predictor="taylor")) as session:
+    with vidaccel.enable(pipe, **setting(name, first_steps=4, predictor="taylor")) as session:
         predicted = run("wan", pipe, **STEPS)
         assert {each["what"] for each in session.summary().to_dict()["cache"]["decisions"]} == {"computed", "predicted"}
     assert np.abs(predicted - held).max() > 1e-4
@@ -66,7 +66,8 @@ def test_predicted(name: str) -> None:
 def test_first_block_is_diffusers_own(threshold: float) -> None:
     """Without what the plan forces, the same clip as by diffusers' hooks; both run the first block in every step."""
     pipe = tiny.tiny_wan(layers=3)
-    cache = {"name": "first_block", "threshold": threshold, "first_steps": 0, "last_steps": 0, "min_steps": 1}
+    cache = {"name": "first_block", "threshold": threshold, "first_steps": 0, "last_steps": 0, "min_steps": 1,
+             "predictor": "hold"}  # fmt: skip
     with vidaccel.enable(pipe, None, cache=cache) as session:
         ours = run("wan", pipe, **STEPS)
         reused = session.summary().to_dict()["cache"]["computed_share"] < 1

@@ -12,6 +12,7 @@ import vidaccel
 from tests import tiny
 from tests.caching.cases import FAMILIES, STEPS, Told, ToldOutput, block_calls, by_hooks, run
 from vidaccel.caching import Cache, CachePolicy, Place
+from vidaccel.caching.predictors import Hold
 from vidaccel.pipelines import experts, family_of
 
 ONE_EXPERT = [name for name in FAMILIES if name != "wan2.2"]
@@ -19,7 +20,7 @@ ONE_EXPERT = [name for name in FAMILIES if name != "wan2.2"]
 
 def only(policy: CachePolicy, **limits: Any) -> Any:
     """Options of a session that only caches."""
-    return {"method": None, "cache": Cache(policy, **{"min_steps": 1, **limits})}
+    return {"method": None, "cache": Cache(policy, **{"predictor": Hold(), "min_steps": 1, **limits})}
 
 
 def stop(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def test_all_computed_is_stock(family: str, policy: CachePolicy) -> None:
 def test_reuse_is_the_slow_cache(family: str, policy: Any, reuse: str | None) -> None:
     """Whatever the policy goes by, what is reused is as asked."""
     steps = (2, 4)
-    cache = Cache(policy(steps), reuse=reuse, min_steps=1)
+    cache = Cache(policy(steps), Hold(), reuse=reuse, min_steps=1)
     pipe = FAMILIES[family][0]()
     stock = run(family, pipe)
     with by_hooks(pipe, steps, cache.place):

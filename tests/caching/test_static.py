@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Sequence
@@ -13,52 +12,50 @@ import numpy as np
 import pytest
 
 from tests.caching.made import computed_by, made, turn
-from vidaccel.caching import cache
-from vidaccel.caching.base import Place
+from vidaccel.caching import Cache, cache
 from vidaccel.caching.calibration import CacheCalibration
-from vidaccel.caching.optimal import best_blocks, best_steps, step_errors
+from vidaccel.caching.guided import Guided
+from vidaccel.caching.optimal import GroupCost, best_blocks, best_steps, group_costs
+from vidaccel.caching.predictors import Fitted, Hold, Predictor, Taylor
 from vidaccel.caching.static import Static
 
 
-def total(errors: Sequence[Sequence[float]], chosen: Sequence[int]) -> float:
-    """What a schedule costs: each other step holds the last computed one."""
-    found = 0.0
-    for step in range(len(errors)):
-        kept = max(each for each in chosen if each <= step)
-        found += errors[step][kept] if kept != step else 0.0
-    return found
+def total(cost: GroupCost, steps: int, chosen: Sequence[int]) -> float:
+    """What a schedule costs: the sum over its groups, each with the computed step before it."""
+    ends = (*chosen[1:], steps)
+    return sum(cost(k, i)[end - i - 1] for k, i, end in zip((-1, *chosen), chosen, ends, strict=False))
 
 
 def brute_force(
-    errors: Sequence[Sequence[float]], count: int, forced: Collection[int], longest: int | None
+    cost: GroupCost, steps: int, count: int, forced: Collection[int], longest: int | None = None
 ) -> tuple[int, ...] | None:  # fmt: skip
     """The best of all schedules, the earliest of equal ones left open; None where there is none."""
-    steps = len(errors)
     able = [each for each in itertools.combinations(range(steps), count) if {0, *forced} <= set(each)]
     if longest is not None:
         able = [each for each in able if all(b - a <= longest for a, b in itertools.pairwise((*each, steps)))]
-    return min(able, key=lambda chosen: total(errors, chosen), default=None)
+    return min(able, key=lambda chosen: total(cost, steps, chosen), default=None)
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_schedules_are_the_best_of_all(seed: int) -> None:
     rng = np.random.default_rng(seed)
     steps = int(rng.integers(2, 11))
-    errors = [rng.uniform(0, 1, step).tolist() for step in range(steps)]
-    if steps > 4:
-        # An expert takes over.
-        errors = [[math.inf if kept < 3 <= step else each for kept, each in enumerate(row)]
-                  for step, row in enumerate(errors)]  # fmt: skip
+    errors = rng.uniform(0, 1, (steps + 1, steps, steps + 1)).cumsum(2)
+
+    def cost(k: int, i: int) -> Sequence[float]:
+        # An expert takes over at step 3.
+        return [math.inf if steps > 4 and i < 3 < end else float(errors[k, i, end]) for end in range(i + 1, steps + 1)]
+
     for count in range(1, steps + 1):
         for forced, longest in (((0,), None), ((steps - 1,), None), ((1, steps // 2), 3), ((), 2)):
-            expected = brute_force(errors, count, forced, longest)
-            if expected is None or total(errors, expected) == math.inf:
+            expected = brute_force(cost, steps, count, forced, longest)
+            if expected is None or total(cost, steps, expected) == math.inf:
                 with pytest.raises(ValueError, match="computed steps of"):
-                    best_steps(errors, count, forced, longest)
+                    best_steps(cost, steps, count, forced, longest)
                 continue
-            found = best_steps(errors, count, forced, longest)
+            found = best_steps(cost, steps, count, forced, longest)
             assert len(found) == count and {0, *forced} <= set(found) and list(found) == sorted(set(found))
-            assert total(errors, found) == pytest.approx(total(errors, expected), rel=1e-12)
+            assert total(cost, steps, found) == pytest.approx(total(cost, steps, expected), rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -76,45 +73,71 @@ def test_blocks_are_the_best_of_all(seed: int) -> None:
         assert sum(changes[block] for block in blocks) == pytest.approx(least)
 
 
-@pytest.mark.parametrize("at_output", [False, True])
-def test_errors_of_steps(at_output: bool) -> None:
-    """Summed over branches, times the step's share of the time, and never across experts."""
-    calibration = made(switch=7)
-    times = [*calibration.timesteps, 0.0]
-    found = step_errors(calibration, at_output)
-    for step in range(12):
-        expert = "transformer" if step < 7 else "transformer_2"
-        for kept in range(step):
-            if (step < 7) != (kept < 7):
-                assert found[step][kept] == math.inf
+@pytest.mark.parametrize("predictor", [Hold(), Taylor(), Fitted()], ids=["hold", "taylor", "fitted"])
+def test_groups_cost_what_their_errors_do(predictor: Predictor) -> None:
+    """Errors of outputs whose products are known, as vectors; never across experts."""
+    outputs = np.cumsum(np.random.default_rng(0).standard_normal((12, 8)), 0)
+    inner = (outputs @ outputs.T).tolist()
+    effects = tuple(np.linspace(0.3, 0.1, 12).tolist())
+    guided = Guided(tuple(tuple(row[: step + 1]) for step, row in enumerate(inner)), effects)
+    calibration = made(switch=7, guided=guided)
+    bound = predictor.bound(calibration)
+    cost = group_costs(calibration, bound)
+    for k, i in ((-1, 0), (2, 3), (0, 4), (5, 7), (8, 9)):
+        past = [k, i] if k >= 0 and (k < 7) == (i < 7) and bound.tensors > 1 else [i]
+        moved, found = 0.0, cost(k, i)
+        assert len(found) == 12 - i and found[0] == 0
+        for step in range(i + 1, 12):
+            if (step < 7) != (i < 7):
+                assert found[step - i] == math.inf
                 continue
-            pairs = 0.0
-            for track in calibration.tracks[expert].values():
-                table = track.output if at_output else track.stack
-                pairs += table[step - track.first_step][kept - track.first_step]
-            assert found[step][kept] == pytest.approx(pairs * (times[step] - times[step + 1]) / 1000)
+            predicted = np.array(bound.weights(past, step)) @ outputs[past]
+            moved += effects[step] * np.linalg.norm(predicted - outputs[step])
+            assert found[step - i] == pytest.approx(moved**2, rel=1e-6)
 
 
-@pytest.mark.parametrize("keep", ["stack", "output"])
-def test_best_schedule_of_a_calibration(keep: str) -> None:
+@pytest.mark.parametrize("predictor", [Hold(), Taylor(2), Fitted()], ids=["hold", "taylor", "fitted"])
+def test_best_schedule_of_a_calibration(predictor: Predictor) -> None:
     calibration = made(switch=7)
-    policy = Static(file=calibration, computed_steps=7, warmup=2, forced=(4,), keep=keep)
-    errors = step_errors(calibration, keep == "output")
-    # Warm-up of both experts, the switch to sparse attention, and the last step.
-    expected = brute_force(errors, 7, (0, 1, 4, 7, 8, 11), None)
-    assert expected is not None and total(errors, policy.schedule) == pytest.approx(total(errors, expected))
-    assert policy.schedule == expected and policy.place is Place(keep)
+    known = Cache(Static(file=calibration, computed_steps=7, warmup=2, forced=(4,)), predictor)
+    policy = known.policy
+    assert isinstance(policy, Static)
+    cost = group_costs(calibration, known.predictor)
+    # Warm-up of both experts, and the switch to sparse attention.
+    expected = brute_force(cost, 12, 7, (0, 1, 4, 7, 8))
+    assert expected is not None and total(cost, 12, policy.schedule) == pytest.approx(total(cost, 12, expected))
+    assert policy.schedule == expected and known.computed[1] == 0
     assert computed_by(policy, 12, switch=7, forced=(0,)) == list(expected)
     # Steps that the plan computes, too, move no others.
     assert computed_by(policy, 12, switch=7, forced=(0, 2)) == sorted({*expected, 2})
 
 
+def test_the_predictor_decides_which_steps() -> None:
+    """A line is continued by two of its points, and held from near by."""
+    at = np.arange(12.0)
+    guided = Guided(tuple(tuple((1 + at[i] * at[j]).tolist() for j in range(i + 1)) for i in range(12)), (0.1,) * 12)
+    file = made(guided=guided)
+    for name, chosen in (("hold", (0, 4, 8)), ("taylor", (0, 1, 2))):
+        found = cache({"name": "static", "file": file, "computed_steps": 3, "predictor": {"name": name}})
+        assert found is not None and isinstance(found.policy, Static)
+        assert found.policy.schedule == chosen if name == "hold" else len(found.policy.schedule) == 3
+    assert cache({"name": "static", "file": file, "computed_steps": 3}).predictor == Fitted()  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="no products of guided outputs"):
+        cache({"name": "static", "file": made(guided=None), "computed_steps": 3})
+
+
+def schedule(**options: Any) -> tuple[int, ...]:
+    found = Cache(Static(**options)).policy
+    assert isinstance(found, Static)
+    return found.schedule
+
+
 def test_shares_are_rounded_down() -> None:
     calibration = made(10)
-    assert len(Static(file=calibration, computed_steps=0.55).schedule) == 5
-    assert Static(file=calibration, computed_steps=1.0).schedule == tuple(range(10))
-    assert Static(file=calibration, computed_steps=0.5, warmup=0.3).schedule[:3] == (0, 1, 2)
-    longest = Static(file=calibration, computed_steps=5, longest=3).schedule
+    assert len(schedule(file=calibration, computed_steps=0.55)) == 5
+    assert schedule(file=calibration, computed_steps=1.0) == tuple(range(10))
+    assert schedule(file=calibration, computed_steps=0.5, warmup=0.3)[:3] == (0, 1, 2)
+    longest = schedule(file=calibration, computed_steps=5, longest=3)
     assert max(b - a for a, b in itertools.pairwise(longest)) <= 3
 
 
@@ -136,8 +159,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"compute": [0], "computed_steps": 3}, "computed_steps is for a calibration"),
     ({"compute": [0], "longest": 3}, "longest is for a calibration"),
     ({"compute": list(range(300))}, "at most 250"), ({"file": made(), "computed_steps": 13}, "count from 1 to 12"),
-    ({"file": made(), "computed_steps": 0.0}, "computed_steps 0.0"), ({"file": made(), "computed_steps": 1}, "2 to 12"),
-    ({"file": made(), "computed_steps": 4, "longest": 2}, "too few"), ({"compute": [0], "keep": "blocks"}, "keep"),
+    ({"file": made(), "computed_steps": 0.0}, "computed_steps 0.0"),
+    ({"file": made(), "computed_steps": 1, "forced": (3,)}, "2 to 12"),
+    ({"file": made(), "computed_steps": 4, "longest": 2}, "too few"),
     ({"file": made(), "computed_steps": 4, "longest": 0}, "longest"), ({"compute": [0], "forced": [-1]}, "forced"),
     ({"file": made(), "computed_steps": 4, "forced": [12]}, "forced names step 12"),
     ({"file": made(), "computed_steps": 4, "warmup": 0}, "warmup"),
@@ -148,11 +172,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("options", "told"), BAD, ids=[told for _, told in BAD])
 def test_bad_options(options: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Static(**options)
+        Cache(Static(**options))
 
 
 def test_runs_that_a_calibration_is_not_of() -> None:
-    policy = Static(file=made(switch=7), computed_steps=6)
+    policy = Cache(Static(file=made(switch=7), computed_steps=6)).policy
     with pytest.raises(ValueError, match="of 12 steps, and the run has 20"):
         policy.decide(turn(0, 0, 20), None, {})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="transformer run the steps 0 to 6, and here it runs step 7"):
@@ -170,11 +194,11 @@ def test_record_names_the_file_and_what_was_in_it(tmp_path: Path) -> None:
     record = policy.to_dict()
     assert record["name"] == "static" and record["calibration"] == {"file": str(path), "sha256": made().digest}
     assert record["options"] == {"file": str(path), "compute": None, "computed_steps": 6, "warmup": 1, "forced": [],
-                                 "longest": None, "keep": "stack"}  # fmt: skip
+                                 "longest": None}  # fmt: skip
     assert Static(compute=(0, 3)).to_dict() == {"name": "static", "options": record["options"] | {
         "file": None, "compute": [0, 3], "computed_steps": None}}  # fmt: skip
     made().save(path)
     again = cache({"name": record["name"], **record["options"]})
     assert again is not None and again.policy == policy
     assert Static(file=CacheCalibration.load(path), computed_steps=6).to_dict() == record
-    assert dataclasses.replace(policy, computed_steps=4).schedule == Static(file=made(), computed_steps=4).schedule
+    assert schedule(file=CacheCalibration.load(path), computed_steps=4) == schedule(file=made(), computed_steps=4)

@@ -220,9 +220,9 @@ def test_distances_and_changes_fit_a_polynomial() -> None:
     assert np.polyval(coefficients, track.time_distance[1:]) == pytest.approx(track.change[1:], abs=0.2)
 
 
-@pytest.mark.parametrize("at", [1, 5, 7])
+@pytest.mark.parametrize("at", [1, 5, 7, 14, 18])
 def test_stopped_and_begun_again(tmp_path: Path, at: int) -> None:
-    """Killed at any step, it goes on behind the last finished prompt and comes to the same file."""
+    """Killed at any step, probes' too, it goes on behind the last finished generation and comes to the same file."""
     whole, steps = calibrated(tiny_wan(), PROMPTS[:3], out=tmp_path / "whole.json"), []
 
     def stop(what: str, done: int, total: int) -> None:
@@ -236,7 +236,7 @@ def test_stopped_and_begun_again(tmp_path: Path, at: int) -> None:
     again = calibrated(pipe, PROMPTS[:3], work=tmp_path / "work", out=tmp_path / "again.json",
                        progress=lambda what, done, total: steps.append((done, total)))  # fmt: skip
     assert again == whole and (tmp_path / "again.json").read_text() == (tmp_path / "whole.json").read_text()
-    assert steps[0] == (4 if at > 4 else 1, 12) and steps[-1] == (12, 12)
+    assert steps[0] == (4 if at > 4 else 1, 20) and steps[-1] == (20, 20)
     for changed in ({"seed": 1}, {"samples": 7}, {"guidance_scale": 4.0}, {"num_inference_steps": 5}):
         with pytest.raises(ValueError, match="holds a calibration with other settings"):
             calibrated(pipe, PROMPTS[:3], work=tmp_path / "work", **changed)

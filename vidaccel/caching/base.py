@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from vidaccel.architecture import Facts
 from vidaccel.caching.calibration import CacheCalibration
 
 
@@ -83,6 +85,17 @@ class Signals(Protocol):
         begin after it."""
 
 
+class Forecast(Protocol):
+    """What a policy may know of the predictor, which is `vidaccel.caching.predictors.Predictor`."""
+
+    @property
+    def tensors(self) -> int:
+        """How many computed steps it looks back at, at most."""
+
+    def weights(self, past: Sequence[int], step: int) -> tuple[float, ...]:
+        """Of what each of the last computed steps gave, rising and up to `tensors`, for a later step."""
+
+
 class CachePolicy(ABC):
     """A way to decide which steps are computed. Subclasses are frozen dataclasses: the fields are the options.
 
@@ -101,6 +114,8 @@ class CachePolicy(ABC):
     """Whether the first guidance pass of a step decides for all; else each decides for itself."""
     first_steps: ClassVar[float] = 1
     """Steps at the start of a run that are always computed, as in `Schedule`: the paper's."""
+    last_steps: ClassVar[float] = 1
+    """The same at its end."""
     any_steps: ClassVar[bool] = False
     """Whether it can run with another number of steps than its calibration's."""
     corrects: ClassVar[bool] = False
@@ -110,6 +125,25 @@ class CachePolicy(ABC):
     def calibration(self) -> CacheCalibration | None:
         """The file that it goes by."""
         return None
+
+    def check_models(self, models: Mapping[str, Facts]) -> None:
+        """Refuse denoisers, by their attribute of the pipeline, that numbers of its own are not for.
+
+        Its `calibration` is checked beside it.
+
+        Raises:
+            ValueError: what differs.
+        """
+        return
+
+    @property
+    def whole(self) -> bool:
+        """Whether it passes by all blocks or none."""
+        return type(self).segments is CachePolicy.segments
+
+    def suited(self, predictor: Forecast) -> CachePolicy:
+        """This policy, for what a reused step is given by this predictor."""
+        return self
 
     def segments(self, blocks: int) -> tuple[tuple[int, int], ...]:
         """Ranges ``[start, end)`` of blocks whose residuals are kept and reused; all others run in every step."""
@@ -135,6 +169,16 @@ class CachePolicy(ABC):
     def correction(self, turn: Turn, kept_step: int) -> tuple[float, float] | None:
         """Measured (a, b) by which the output v of a call that reuses `kept_step` is ``a v + b`` off; None without."""
         return None
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether reused steps take less of the run's time, see `stride`; needs a scheduler that allows it."""
+        return False
+
+    def stride(self, turn: Turn, kept_step: int) -> tuple[float, int]:
+        """Where it adjusts: the share of its time that a step takes which reuses `kept_step`, in [0, 1], and the step,
+        or the end of the run, up to which the steps between take the rest."""
+        return 1.0, turn.step + 1
 
     def to_dict(self) -> dict[str, Any]:
         """Name and options, JSON-ready."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from vidaccel import architecture, strict
 from vidaccel.architecture import Facts
+from vidaccel.caching.guided import Guided
 from vidaccel.caching.track import MAX_STEPS, Track
 from vidaccel.files import write_text
 from vidaccel.miniature import PREFIX, miniature_path
@@ -40,6 +41,7 @@ class CacheCalibration:
         guidance: the scale; None where the pipeline has none.
         tracks: by expert and branch.
         attention: hash of the sparse attention that ran, or "dense".
+        guided: of what the scheduler was given; None where that is not one output a step.
         prompts: ``count`` and ``sha256`` of what was generated.
         versions: of libraries, by name.
         reference: the path that it was read from; empty for one in memory. No part of the file.
@@ -53,6 +55,7 @@ class CacheCalibration:
     guidance: float | None
     tracks: Mapping[str, Mapping[str, Track]] = field(hash=False)
     attention: str = DENSE
+    guided: Guided | None = None
     prompts: Mapping[str, Any] = field(default_factory=dict, hash=False)
     versions: Mapping[str, str] = field(default_factory=dict, hash=False)
     reference: str = field(default="", compare=False)
@@ -115,6 +118,7 @@ class CacheCalibration:
         plain["timesteps"] = list(self.timesteps)
         plain["tracks"] = {expert: {branch: track.to_dict() for branch, track in each.items()}
                            for expert, each in self.tracks.items()}  # fmt: skip
+        plain["guided"] = None if self.guided is None else self.guided.to_dict()
         return {"format": FORMAT} | plain
 
     @property
@@ -191,7 +195,8 @@ class CacheCalibration:
         return f"the cache calibration {self.reference}".rstrip()
 
 
-FIELDS = ("model", "steps", "timesteps", "scheduler", "shift", "guidance", "attention", "prompts", "versions", "tracks")
+FIELDS = ("model", "steps", "timesteps", "scheduler", "shift", "guidance", "attention", "prompts", "versions", "guided",
+          "tracks")  # fmt: skip
 """Of a file, apart from its format."""
 
 
@@ -222,7 +227,9 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
     strict.string(f"{origin}: attention", values["attention"], MAX_NAME)
     _check_origin(values, origin)
     tracks = _tracks(values["tracks"], model, steps, f"{origin}: tracks")
-    return {name: values[name] for name in FIELDS} | {"timesteps": tuple(times), "tracks": tracks}
+    guided = values["guided"]
+    guided = None if guided is None else Guided.read(guided, steps, f"{origin}: guided")
+    return {name: values[name] for name in FIELDS} | {"timesteps": tuple(times), "guided": guided, "tracks": tracks}
 
 
 def _check_origin(values: dict[str, Any], origin: str) -> None:

@@ -20,13 +20,14 @@ class ErtaCache(Measured):
 
     Against the calibration's own steps this is the paper's fixed schedule (see `schedule`); where others are computed
     too, errors count from those. With the predictor "affine" the output is corrected by what was measured of its
-    error, see `correction`. The paper's adjusted steps of time are computed, see `step_scale`, and not applied: that
-    would change the scheduler.
+    error, see `correction`. With `adjust_time` reused steps take less of the run's time, see `stride`.
 
     Args:
         file: a calibration, see `Measured`.
         threshold: above 0; the paper's 0.08 for Wan 2.1 1.3B, 0.3 for CogVideoX. None with `computed_steps`.
         computed_steps: at most so many computed steps, a count or a share as a float: the least threshold for that.
+        adjust_time: the paper's adjusted steps of time, for pipelines with a `FlowMatchEulerDiscreteScheduler`. Off by
+            default: phi leaves most reused steps next to nothing, which helps what is held as it is at best (docs).
 
     Raises:
         ValueError: no calibration, a value out of range, both of the two, or neither.
@@ -39,9 +40,12 @@ class ErtaCache(Measured):
 
     threshold: float | None = None
     computed_steps: int | float | None = None
+    adjust_time: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.adjust_time, bool):
+            raise ValueError(f"adjust_time {self.adjust_time!r} is neither True nor False")
         if (self.threshold is None) == (self.computed_steps is None):
             raise ValueError("ertacache needs either a threshold or computed_steps")
         if self.threshold is not None:
@@ -75,9 +79,20 @@ class ErtaCache(Measured):
         track = self.known.track(turn.expert, turn.branch)
         return track.affine[turn.step - track.first_step][kept_step - track.first_step]
 
+    @property
+    def adjusts(self) -> bool:
+        return self.adjust_time
+
+    def stride(self, turn: Turn, kept_step: int) -> tuple[float, int]:
+        """The paper's phi, and the end of the expert's steps: the next expert begins at the noise that it was made for.
+
+        Phi is 1 minus the error of the reused output relative to what the output changes until the next step, in
+        [0, 1]; 1 for an expert's last step. Both as measured, mean over the guidance branches.
+        """
+        return self._scale(turn.expert, turn.step, kept_step), self.known.covered(turn.expert).stop
+
     def step_scale(self, step: int) -> float:
-        """The share of a step's time that the paper takes where it is reused, as nothing applies it yet: 1 minus the
-        output's error relative to the next step's change of it, in [0, 1]; 1 for computed steps and an expert's last.
+        """The phi of a step, see `stride`, where `schedule` is what is computed; 1 for computed steps.
 
         Raises:
             ValueError: the run has no such step.
@@ -86,11 +101,15 @@ class ErtaCache(Measured):
             raise ValueError(f"step {step!r} is not one of the {self.known.steps} from 0")
         kept = max(each for each in self.schedule if each <= step)
         expert = next(name for name in self.known.tracks if step in self.known.covered(name))
+        return 1.0 if step == kept else self._scale(expert, step, kept)
+
+    def _scale(self, expert: str, step: int, kept: int) -> float:
+        """Phi of a step of an expert that reuses an earlier one."""
+        if step + 1 == self.known.covered(expert).stop:
+            return 1.0
         scales = []
         for track in self.known.tracks[expert].values():
             at, then = step - track.first_step, kept - track.first_step
-            if at == then or at + 1 == track.steps:
-                return 1.0
             error = track.output[at][then] * track.residual_size[at]
             moved = track.change[at + 1] * track.output_size[at]
             scales.append(min(1.0, max(0.0, 1 - error / moved)) if moved else 0.0)

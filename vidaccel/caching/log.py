@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 COMPUTED, GUIDANCE = "computed", "guidance"
+NUMBERS = ("indicator", "guidance_change")
+"""Of a decision, what it went by."""
 DIGITS = 4
 
 
@@ -24,6 +26,8 @@ class Decision:
         indicator: the number that the policy went by; None where it went by none.
         forced: computed by the plan, whatever the policy said.
         sparse: whether its attention was sparse.
+        guidance_change: by how much the difference between the guidance passes last changed a step, where that decided
+            between "computed" and "guidance".
     """
 
     step: int
@@ -33,6 +37,7 @@ class Decision:
     indicator: float | None
     forced: bool
     sparse: bool
+    guidance_change: float | None = None
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Log:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        steps = [asdict(each) | {"indicator": _rounded(each.indicator)} for each in self.decisions]
+        steps = [asdict(each) | {name: _rounded(getattr(each, name)) for name in NUMBERS} for each in self.decisions]
         times = self.times() if self.decisions else None
         return {"computed_share": self.computed_share, "decisions": steps, "notes": list(self.notes),
                 "seconds": times and {name: round(each, DIGITS) for name, each in times.items()}}  # fmt: skip
@@ -112,8 +117,11 @@ def _letter(decision: Decision) -> str:
 
 
 def _shown_indicators(made: list[Decision]) -> str:
-    values = [each.indicator for each in made if each.indicator is not None]
-    return f", indicator {min(values):.3g} to {max(values):.3g}" if values else ""
+    out = ""
+    for name in NUMBERS:
+        if values := [value for each in made if (value := getattr(each, name)) is not None]:
+            out += f", {name.replace('_', ' ')} {min(values):.3g} to {max(values):.3g}"
+    return out
 
 
 def _rounded(value: float | None) -> float | None:
@@ -134,4 +142,3 @@ def _between(begun: Any, ended: Any) -> float:
         return float(ended) - begun
     ended.synchronize()
     return float(begun.elapsed_time(ended)) / 1000
-

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
+import numpy as np
+
+from vidaccel.caching.base import Forecast
 from vidaccel.caching.calibration import CacheCalibration
 
 INFINITE = math.inf
+GroupCost = Callable[[int, int], Sequence[float]]
 
 
 def best_steps(
-    errors: Sequence[Sequence[float]], count: int, forced: Collection[int] = (0,), longest: int | None = None
+    cost: GroupCost, steps: int, count: int, forced: Collection[int] = (), longest: int | None = None
 ) -> tuple[int, ...]:  # fmt: skip
-    """The computed steps for which what is reused errs least in total, as CacheQuant (arXiv 2503.01323) chooses them.
+    """The computed steps for which a run errs least, in the manner of CacheQuant (arXiv 2503.01323).
 
-    A computed step and those that reuse it are a group ``[i, j)``, of cost ``sum of errors[t][i]``, t from i + 1 to
-    j - 1. With M(n, k) the least cost of the first n steps in k groups, ``M(n, k) = min over i of M(i, k - 1) +
-    cost(i, n)``. O(steps^2 * count).
+    A computed step `i` and those up to the next computed one, `end`, are a group. What it costs depends on the
+    computed step before, `k`, too, as predictors look back. With M(n, k, i) the least cost of all groups before that of
+    `i`, n in number, ``M(n + 1, i, end) = min over k of M(n, k, i) + cost(k, i)[end]``. O(steps^3 * count).
 
     Args:
-        errors: of holding step i at step t, in row t and column i < t; infinite where that cannot be.
+        cost: of groups, by `k` (-1 for none) and `i`: a number for each `end` from ``i + 1`` to `steps`, rising.
+        steps: of the run.
         count: of computed steps, exactly.
         forced: steps that are computed in any case; 0 always is.
         longest: steps of a group at most.
@@ -31,58 +37,66 @@ def best_steps(
     Raises:
         ValueError: fewer than are forced or than the longest group allows, or more than there are.
     """
-    steps, must = len(errors), {0, *forced}
-    most = steps if longest is None else longest
+    must = {0, *forced}
     if not len(must) <= count <= steps:
         raise ValueError(f"{count} computed steps of {steps}: {len(must)} to {steps} are possible, as those at "
                          f"{', '.join(map(str, sorted(must)))} are computed in any case")  # fmt: skip
-    cost = _group_costs(errors, must, most)
-    least, came = [[0.0] + [INFINITE] * steps], []
+    costs = _all_costs(cost, steps, must, steps if longest is None else longest)
+    # By the computed step and, shifted by 1, the one before it.
+    least = np.full((steps + 1, steps + 1), INFINITE)
+    least[0, 0] = 0.0
+    came = []
     for _ in range(count):
-        row = [min(((least[-1][i] + cost[i][end], i) for i in range(end)), default=(INFINITE, 0))
-               for end in range(steps + 1)]  # fmt: skip
-        least.append([each[0] for each in row])
-        came.append([each[1] for each in row])
-    if least[-1][steps] == INFINITE:
-        raise ValueError(f"{count} computed steps of {steps} are too few for groups of at most {most}")
+        through = least[:-1, :, None] + costs
+        came.append(through.argmin(1))
+        least = np.full((steps + 1, steps + 1), INFINITE)
+        least[:, 1:] = through.min(1).T
+    former = int(least[steps].argmin())
+    if least[steps, former] == INFINITE:
+        raise ValueError(f"{count} computed steps of {steps} are too few for groups of at most {longest}")
     chosen, end = [], steps
-    for row_came in reversed(came):
-        end = row_came[end]
-        chosen.append(end)
+    for back in reversed(came):
+        chosen.append(former - 1)
+        former, end = int(back[former - 1, end]), former - 1
     return tuple(reversed(chosen))
 
 
-def _group_costs(errors: Sequence[Sequence[float]], forced: Collection[int], most: int) -> list[list[float]]:
-    """Of each group ``[start, end)``, in row `start` and column `end`; infinite where a later step is forced."""
-    steps = len(errors)
-    costs = [[INFINITE] * (steps + 1) for _ in range(steps)]
-    for start in range(steps):
-        costs[start][start + 1] = total = 0.0
-        for step in range(start + 1, min(steps, start + most)):
-            if step in forced:
-                break
-            total += errors[step][start]
-            costs[start][step + 1] = total
+def _all_costs(cost: GroupCost, steps: int, forced: Collection[int], longest: int) -> Any:
+    """Of each group ``[i, end)`` with `k` before it, at ``[i, k + 1, end]``; infinite where a step in it is forced."""
+    costs = np.full((steps, steps + 1, steps + 1), INFINITE)
+    for i in range(steps):
+        stop = min([each for each in forced if each > i] + [steps, i + longest])
+        for k in range(-1, i):
+            costs[i, k + 1, i + 1 : stop + 1] = cost(k, i)[: stop - i]
     return costs
 
 
-def step_errors(calibration: CacheCalibration, at_output: bool) -> list[list[float]]:
-    """Errors of a run's steps for `best_steps`: relative L1 of the residual, summed over guidance branches, times the
-    share of the run's time that the step takes. Infinite between experts.
+def group_costs(calibration: CacheCalibration, predictor: Forecast) -> GroupCost:
+    """What groups of a run cost, for `best_steps`: the squared distance that the final latents move if the errors of
+    all predicted steps of a group add up, as neighbours err alike. Those of different groups count as independent.
 
-    Args:
-        at_output: whether of the model's residual rather than that of its blocks.
+    Raises:
+        ValueError: a calibration without the products of guided outputs.
     """
-    times = (*calibration.timesteps, 0.0)
-    found = [[INFINITE] * step for step in range(calibration.steps)]
-    for expert, tracks in calibration.tracks.items():
-        first = calibration.covered(expert).start
-        for step in calibration.covered(expert):
-            share = (times[step] - times[step + 1]) / times[0]
-            for kept in range(first, step):
-                pairs = (track.output if at_output else track.stack for track in tracks.values())
-                found[step][kept] = share * sum(each[step - first][kept - first] for each in pairs)
-    return found
+    guided = calibration.guided
+    if guided is None:
+        raise ValueError("this calibration has no products of guided outputs, from which steps are chosen: its "
+                         "scheduler takes more than one output a step")  # fmt: skip
+    first_of = {step: calibration.covered(expert).start for expert in calibration.tracks
+                for step in calibration.covered(expert)}  # fmt: skip
+
+    def cost(k: int, i: int) -> list[float]:
+        # Nothing of one expert is kept for the next one.
+        past = [step for step in (k, i) if step >= first_of[i]][-predictor.tensors :]
+        moved, found = 0.0, [0.0]
+        for step in range(i + 1, calibration.steps):
+            held = first_of[step] == first_of[i]
+            error = guided.error(past, predictor.weights(past, step), step) if held else INFINITE
+            moved += guided.effects[step] * error
+            found.append(moved**2)
+        return found
+
+    return cost
 
 
 def best_blocks(changes: Sequence[float], count: int, runs: int) -> tuple[tuple[int, int], ...]:

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidaccel.caching.base import Turn
+from vidaccel.caching.changes import relative_change
 from vidaccel.caching.log import Decision
-from vidaccel.caching.predictors import Kept
+from vidaccel.caching.predictors import Kept, Predictor
 from vidaccel.caching.signals import Model, Seen
 
 Streams = list[Tensor]
@@ -53,20 +54,44 @@ class Arrival:
 
 
 @dataclass
+class Difference:
+    """What the unconditional pass had that the conditional one had not, of the steps that computed both."""
+
+    kept: dict[Spot, Kept] = field(default_factory=dict)
+    guided: int = 0
+    """Steps in a row that went by it."""
+    _change: Tensor | float | None = None
+
+    def measure(self, predictor: Predictor, spot: Spot, step: int, value: Tensor) -> None:
+        """Both passes of a step were computed."""
+        last = self.kept.get(spot)
+        if spot == OUTPUT:
+            # Of several segments and streams, the first one's video tokens speak for all, as where policies observe.
+            self.guided = 0
+            if last is not None:
+                self._change = relative_change(value, last.last) / (step - last.step)
+        self.kept[spot] = predictor.keep(last, step, value)
+
+    def change(self) -> float | None:
+        """Mean absolute change over the last two such steps, relative to the former, for each step between them; None
+        before there are two. Waits for a GPU, once for each that was measured."""
+        if isinstance(self._change, Tensor):
+            self._change = self._change.item()
+        return self._change
+
+
+@dataclass
 class Branch:
     """What is remembered of one guidance pass of one transformer in one regime."""
 
     regime: Hashable
     kept: dict[Spot, Kept] = field(default_factory=dict)
-    difference: dict[Spot, Tensor] = field(default_factory=dict)
-    """What the unconditional pass had that the conditional one had not, when both were computed last."""
+    difference: Difference = field(default_factory=Difference)
     state: dict[str, Any] = field(default_factory=dict)
     step: int | None = None
     """The last computed one."""
     reused: int = 0
     """Steps in a row that were not computed."""
-    guided: int = 0
-    """Of the computed steps, those in a row that went by `difference`."""
 
 
 @dataclass

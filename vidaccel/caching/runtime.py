@@ -15,6 +15,7 @@ from vidaccel.caching.log import COMPUTED, GUIDANCE, Decision, Log
 from vidaccel.caching.passes import OUTPUT, Arrival, Branch, Pass, Spot, Streams
 from vidaccel.caching.predictors import Affine
 from vidaccel.caching.signals import Model, Seen
+from vidaccel.caching.time_scale import TimeScale
 
 
 class Runtime:
@@ -30,6 +31,7 @@ class Runtime:
         self._began: dict[str, int] = {}
         self._passes = 0
         self._pass: Pass | None = None
+        self._time: TimeScale | None = None
 
     @property
     def armed(self) -> bool:
@@ -45,9 +47,9 @@ class Runtime:
         name = type(transformer).__name__
         if not model.stacks:
             raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
-        if self.cache.guidance_interval > 1 and model.batched_guidance:
-            raise ValueError(f"guidance_interval {self.cache.guidance_interval} leaves out unconditional calls, and in "
-                             f"{name} both guidance passes share one: leave it at 1")  # fmt: skip
+        if self.cache.guided_steps and model.batched_guidance:
+            raise ValueError(f"{self.cache.guidance} leaves out unconditional calls, and in {name} both guidance "
+                             "passes share one: leave it out")  # fmt: skip
         if getattr(transformer, "_compiled_call_impl", None) is not None:
             raise ValueError(whole(name))
         count = sum(len(getattr(transformer, each)) for each in model.stacks)
@@ -65,12 +67,30 @@ class Runtime:
             hook.remove()
             stack.detach(transformer, model.stacks)
         self._attached, self._pass = [], None
+        self._give_back_time()
         self.forget()
 
-    def begin_run(self) -> None:
-        """A new generation: nothing of the last one counts."""
+    def begin_run(self, scheduler: Any, steps: int | None) -> None:
+        """A new generation: nothing of the last one counts.
+
+        Args:
+            scheduler: the pipeline's, with this run's timesteps; None for a bare transformer.
+            steps: of the run, None where unknown.
+
+        Raises:
+            ValueError: the policy adjusts steps of time, which this run does not allow.
+        """
         self.forget()
         self.log = Log()
+        self._give_back_time()
+        if self.cache.policy.adjusts:
+            assert steps is not None
+            self._time = TimeScale(scheduler, steps)
+
+    def _give_back_time(self) -> None:
+        if self._time is not None:
+            self._time.restore()
+        self._time = None
 
     def forget(self) -> None:
         """Drop all that is remembered of computed steps."""
@@ -141,10 +161,11 @@ class Runtime:
         what = COMPUTED
         if verdict.reuse and not must:
             what = "reused" if self.cache.predictor.tensors == 1 else "predicted"
-        elif self._can_guide(now):
-            what = GUIDANCE
+        change = None
+        if what == COMPUTED and self._can_guide(now):
+            what, change = self._guided(now)
         now.decision = Decision(arrival.step, arrival.expert, arrival.branch, what, verdict.indicator,
-                                must and what == COMPUTED, arrival.sparse)  # fmt: skip
+                                must and what == COMPUTED, arrival.sparse, change)  # fmt: skip
         left = self._left_to_run(now)
         self.log.spared += self._blocks[id(now.transformer)] - now.segments[0][0] - len(left)
         arrival.prepare(left)
@@ -186,8 +207,9 @@ class Runtime:
     def _keep(self, now: Pass, spot: Spot, value: Tensor) -> None:
         branch, first = now.branch, self._first_pass(now)
         branch.kept[spot] = self.cache.predictor.keep(branch.kept.get(spot), now.arrival.step, value)
-        if first is not None and self.cache.guidance_interval > 1:
-            branch.difference[spot] = value - first.kept[spot].parts[0]
+        if first is not None and self.cache.guided_steps:
+            difference = value - first.kept[spot].last
+            branch.difference.measure(self.cache.predictor, spot, now.arrival.step, difference)
 
     def _comes_later(self, now: Pass) -> bool:
         """Whether what is computed now may be reused: by a later step, or by a later pass of this one."""
@@ -207,9 +229,19 @@ class Runtime:
         return first if computed and first is not now.branch else None
 
     def _can_guide(self, now: Pass) -> bool:
-        """Whether the unconditional pass may go by the conditional one of this step."""
-        ready = now.arrival.may_reuse and bool(now.branch.difference) and self._first_pass(now) is not None
-        return ready and now.branch.guided < self.cache.guidance_interval - 1
+        """Whether the unconditional pass may go by the conditional one of this step, if their difference is steady."""
+        difference = now.branch.difference
+        ready = now.arrival.may_reuse and bool(difference.kept) and self._first_pass(now) is not None
+        return ready and difference.guided < self.cache.guided_steps
+
+    def _guided(self, now: Pass) -> tuple[str, float | None]:
+        """What becomes of an unconditional pass that may go by the conditional one, and the number that says so."""
+        limit = self.cache.guidance_change
+        if limit is None:
+            return GUIDANCE, None
+        change = now.branch.difference.change()
+        steady = change is not None and change < limit * now.arrival.allowance
+        return GUIDANCE if steady else COMPUTED, change
 
     def _predicted(self, now: Pass, spot: Spot) -> Tensor:
         """What stands for a value that was not computed."""
@@ -219,7 +251,8 @@ class Runtime:
             return predictor.predict(branch.kept[spot], now.arrival.step)
         first = self._first_pass(now)
         assert first is not None
-        value = first.kept[spot].parts[0] + branch.difference[spot]
+        difference = predictor.predict(branch.difference.kept[spot], now.arrival.step)
+        value = first.kept[spot].last + difference
         branch.kept[spot] = predictor.keep(branch.kept.get(spot), now.arrival.step, value)
         return value
 
@@ -238,7 +271,18 @@ class Runtime:
         replaced = self._output(now, output)
         self._count(now)
         self.log.add(now.decision, now.seen.device)
+        if self._time is not None and now.arrival.index == 0:
+            self._adjust(now, self._time)
         return replaced
+
+    def _adjust(self, now: Pass, time: TimeScale) -> None:
+        """Shorten the scheduler's step to come by what the policy says of a reused call; all passes share it."""
+        if self._passes_by(now):
+            assert now.turn is not None and now.branch.step is not None
+            share, until = self.cache.policy.stride(now.turn, now.branch.step)
+            time.shorten(now.arrival.step, share, until, now.model.timestep(now.arrival.call).dtype)
+        if self._at_end(now) and time.note is not None:
+            self.log.notes.append(time.note)
 
     def _output(self, now: Pass, output: Any) -> Any:
         """Keep what is reused of a computed output; a new output where it was not computed, else None."""
@@ -256,7 +300,8 @@ class Runtime:
         value = self._predicted(now, OUTPUT).to(sample.dtype)
         new = value if whole else latents + value
         assert turn is not None
-        if isinstance(self.cache.predictor, Affine) and (found := policy.correction(turn, kept_step)):
+        held = now.decision is not None and now.decision.what != GUIDANCE
+        if held and isinstance(self.cache.predictor, Affine) and (found := policy.correction(turn, kept_step)):
             new = new - (found[0] * new + found[1])
         return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
 
@@ -265,22 +310,22 @@ class Runtime:
         assert decision is not None
         if decision.what in (COMPUTED, GUIDANCE):
             branch.step, branch.reused = arrival.step, 0
-            branch.guided = branch.guided + 1 if decision.what == GUIDANCE else 0
+            branch.difference.guided += decision.what == GUIDANCE
         else:
             branch.reused += 1
         self._passes = max(self._passes, arrival.index + 1)
         if self._at_end(now) and arrival.index == self._passes - 1:
             # Decoding comes next, which needs the room.
             self._branches.clear()
-            if self.cache.guidance_interval > 1 and self._passes == 1:
-                self.log.notes.append(f"guidance_interval {self.cache.guidance_interval} had nothing to leave out: "
-                                      "each step was one pass")  # fmt: skip
+            if self.cache.guided_steps and self._passes == 1:
+                self.log.notes.append(f"{self.cache.guidance} had nothing to leave out: each step was one pass")
 
     def _check_memory(self, now: Pass) -> None:
         stacked = sum(each.nbytes for each in now.entered) * len(now.segments)
         per = stacked if self._stacked else now.seen.all_latents().nbytes
-        guided = self.cache.guidance_interval > 1 and now.arrival.index > 0
-        memory.check(per * (self.cache.predictor.tensors + guided), now.entered[0].device, self.cache.max_memory)
+        # A later pass keeps its difference to the first one as it keeps itself.
+        kinds = 2 if self.cache.guided_steps and now.arrival.index else 1
+        memory.check(per * self.cache.predictor.tensors * kinds, now.entered[0].device, self.cache.max_memory)
 
 
 def _packed(streams: Sequence[Tensor]) -> Any:

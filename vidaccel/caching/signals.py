@@ -23,6 +23,9 @@ class Model(Protocol):
     def batched_guidance(self) -> bool:
         """See `Family.batched_guidance`."""
 
+    def timestep(self, call: Any) -> Tensor:
+        """See `Family.timestep`."""
+
     def latents(self, transformer: nn.Module, call: Any) -> Tensor:
         """See `Family.latents`."""
 

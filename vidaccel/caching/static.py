@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from vidaccel.caching.base import Place, Signals, Turn, Verdict
+from vidaccel.caching.base import Forecast, Signals, Turn, Verdict
 from vidaccel.caching.calibration import CacheCalibration
 from vidaccel.caching.measured import Measured, count_of
-from vidaccel.caching.optimal import best_steps, step_errors
+from vidaccel.caching.optimal import best_steps, group_costs
 from vidaccel.caching.track import MAX_STEPS
 
 SCHEDULE = "_schedule"
@@ -17,11 +18,13 @@ SCHEDULE = "_schedule"
 
 @dataclass(frozen=True)
 class Static(Measured):
-    """A fixed set of computed steps; each other one reuses the last computed.
+    """A fixed set of computed steps; each other one is predicted from them.
 
-    Either `compute` says which, or `computed_steps` says how many, and those are chosen for which the residuals that
-    are reused differ least from those that were measured there, weighted by the time that each step takes: the best of
-    all sets, found by dynamic programming. Nothing is looked at during a run, so that nothing waits for a GPU.
+    Either `compute` says which, or `computed_steps` says how many, and those are chosen for which the clip is expected
+    to move least: the best of all sets, found by dynamic programming, where a set costs what its predicted outputs were
+    measured to err by, with this predictor and weighted by what an error of each step does to the clip. Where a
+    predictor looks back at more than two steps, the third and those before it are left out of this count. Nothing is
+    looked at during a run, so that nothing waits for a GPU.
 
     Args:
         compute: the computed steps, counted from 0 over all experts, rising; 0 is one.
@@ -30,8 +33,6 @@ class Static(Measured):
         warmup: steps at the start of each expert that are computed in any case, a count or a share as a float.
         forced: further steps that are computed in any case, such as the first with sparse attention.
         longest: steps at most from one computed step to the next; None for no limit.
-        keep: what of a computed step is kept and compared: the residual of the block "stack", or of the model's
-            "output".
 
     Raises:
         ValueError: both ways or neither, a calibration that cannot be read, a value out of range, or more steps in any
@@ -40,18 +41,15 @@ class Static(Measured):
 
     name: ClassVar[str] = "static"
     paper: ClassVar[str] = "CacheQuant, Liu and Zhang 2025 (arXiv 2503.01323)"
+    last_steps: ClassVar[float] = 0
 
     compute: Sequence[int] | None = None
     computed_steps: int | float | None = None
     warmup: int | float = 1
     forced: Sequence[int] = ()
     longest: int | None = None
-    keep: str = "stack"
 
     def __post_init__(self) -> None:
-        if self.keep not in ("stack", "output"):
-            raise ValueError(f"keep {self.keep!r} is neither 'stack' nor 'output'")
-        object.__setattr__(self, "place", Place(self.keep))
         if (self.compute is None) == (self.file is None):
             raise ValueError("cache policy 'static' needs either 'compute', the steps to compute, or 'file', a "
                              "calibration, with 'computed_steps', how many")  # fmt: skip
@@ -62,7 +60,16 @@ class Static(Measured):
             self._settle_by_hand()
         else:
             super().__post_init__()
-            object.__setattr__(self, SCHEDULE, self._best(self.known))
+            self._borders(self.known)
+
+    def suited(self, predictor: Forecast) -> Static:
+        if self.calibration is None:
+            return self
+        made = copy(self)
+        count, must = made._borders(made.known)
+        chosen = best_steps(group_costs(made.known, predictor), made.known.steps, count, must, self.longest)
+        object.__setattr__(made, SCHEDULE, chosen)
+        return made
 
     def decide(self, turn: Turn, signals: Signals, state: dict[str, Any]) -> Verdict:
         if self.calibration is not None:
@@ -73,7 +80,7 @@ class Static(Measured):
 
     @property
     def schedule(self) -> tuple[int, ...]:
-        """The computed steps."""
+        """The computed steps; of a calibration, once `suited` has told the predictor."""
         found: tuple[int, ...] = self.__dict__[SCHEDULE]
         return found
 
@@ -88,17 +95,22 @@ class Static(Measured):
         object.__setattr__(self, "compute", chosen)
         object.__setattr__(self, SCHEDULE, tuple(sorted({*chosen, *self.forced})))
 
-    def _best(self, made: CacheCalibration) -> tuple[int, ...]:
+    def _borders(self, made: CacheCalibration) -> tuple[int, set[int]]:
+        """How many steps are computed, and which in any case.
+
+        Raises:
+            ValueError: an option that does not fit the calibration.
+        """
         if self.computed_steps is None:
             raise ValueError("a calibration alone does not say how much to save: give computed_steps, a count or a "
                              "share")  # fmt: skip
         count = count_of("computed_steps", self.computed_steps, made.steps)
-        must = {*self.forced, made.steps - 1}
+        must = {0, *self.forced}
         if max(must) >= made.steps:
             raise ValueError(f"forced names step {max(must)}, and the calibration has {made.steps} steps, from 0")
         for covered in map(made.covered, made.tracks):
             must.update(covered[: count_of("warmup", self.warmup, len(covered))])
-        return best_steps(step_errors(made, self.place is Place.OUTPUT), count, must, self.longest)
+        return count, must
 
 
 def _steps(name: str, given: Any) -> tuple[int, ...]:

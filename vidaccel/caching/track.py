@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -110,11 +109,8 @@ def _number(where: str, value: Any) -> float:
 
 def _line(where: str, value: Any) -> tuple[float, float]:
     """Two numbers of either sign."""
-    for each in strict.listed(where, value, 2, 2):
-        good = isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each)
-        if not good or abs(each) > MAX_ERROR:
-            raise ValueError(f"{where} has {strict.shown(each)}, not a finite number up to {MAX_ERROR:g} either way")
-    return float(value[0]), float(value[1])
+    first, second = (strict.signed(where, each, MAX_ERROR) for each in strict.listed(where, value, 2, 2))
+    return first, second
 
 
 def _numbers(where: str, value: Any, count: int) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -18,7 +19,9 @@ from vidaccel._version import __version__
 from vidaccel.api import facts, set_aside
 from vidaccel.architecture import describe
 from vidaccel.caching.calibration import DENSE, CacheCalibration, shift_of
+from vidaccel.caching.guided import Guided, exact
 from vidaccel.caching.track import MAX_STEPS, Track, rounded
+from vidaccel.calibration import cache_guided as guided
 from vidaccel.calibration import cache_measures as measures
 from vidaccel.calibration.cache_recorder import Recorder
 from vidaccel.calibration.generation import Progress, check_kwargs
@@ -28,6 +31,8 @@ from vidaccel.calibration.work import Work
 from vidaccel.pipelines import experts, family_of
 from vidaccel.session import ATTRIBUTE
 
+FINAL = "final"
+"""What the first prompt ended in, for probes to be compared with; of no other."""
 SAMPLES = 1024
 """Video tokens of which residuals of blocks are compared."""
 
@@ -41,12 +46,14 @@ def calibrate_cache(
     out: str | os.PathLike[str] | None = None,
     work: str | os.PathLike[str] | None = None,
     samples: int = SAMPLES,
+    probes: int = guided.PROBES,
     seed: int = 0,
     sparse: bool = False,
     progress: Progress | None = None,
     **call: Any,
 ) -> CacheCalibration:
-    """Measure how alike the steps of a pipeline's runs are, in one generation per prompt, for policies of step caching.
+    """Measure how alike the steps of a pipeline's runs are, in one generation per prompt, for policies of step caching,
+    and in `probes` more of the first prompt, what an error of a step does to the clip.
 
     What is enabled on the pipeline is put aside and comes back, unless `sparse`. Residuals of the blocks are compared
     at sampled video tokens, the model's outputs in full. Memory: of each guidance branch, all steps' outputs in fp32
@@ -59,6 +66,8 @@ def calibrate_cache(
         out: a file to write the calibration to, too.
         work: a folder in which each finished prompt is kept: called again with the same arguments, it goes on there.
         samples: video tokens of which residuals of blocks are compared.
+        probes: generations in which one step is held, each another one; without any, an error is taken to do at the end
+            what it did at once.
         seed: of the noise, drawn on the CPU, and of the sampled tokens; prompt ``i`` has ``seed + i``.
         sparse: measure with the sparse attention that is enabled on the pipeline, as the steps of sparse runs change
             otherwise than those of dense ones; the calibration is then for runs with just that.
@@ -68,17 +77,17 @@ def calibrate_cache(
     Raises:
         ValueError: whatever cannot be done, before anything runs, as far as it can be known then.
     """
-    check(prompts, samples, seed)
+    check(prompts, samples, seed, probes)
     named = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     kwargs = call | {name: value for name, value in named.items() if value is not None}
-    runs = Runs(pipe, tuple(prompts), kwargs, samples, seed, sparse, work)
+    runs = Runs(pipe, tuple(prompts), kwargs, samples, seed, sparse, work, probes)
     made = runs.run(progress)
     if out is not None:
         made.save(out)
     return made
 
 
-def check(prompts: Sequence[str], samples: int, seed: int) -> None:
+def check(prompts: Sequence[str], samples: int, seed: int, probes: int = 0) -> None:
     """Refuse arguments that need no model to be seen as wrong; see `calibrate_cache`.
 
     Raises:
@@ -88,7 +97,7 @@ def check(prompts: Sequence[str], samples: int, seed: int) -> None:
         raise ValueError("prompts are a list of texts, not one text")
     if not prompts or not all(isinstance(each, str) and each.strip() for each in prompts):
         raise ValueError("a calibration needs prompts: texts, none empty")
-    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0), ("probes", probes, 0)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}={value!r} is not a whole number of at least {least}")
 
@@ -106,7 +115,7 @@ class Runs:
 
     def __init__(
         self, pipe: Any, prompts: tuple[str, ...], kwargs: dict[str, Any], samples: int, seed: int, sparse: bool,
-        work: str | os.PathLike[str] | None,
+        work: str | os.PathLike[str] | None, probes: int = 0,
     ) -> None:  # fmt: skip
         self.pipe, self.prompts, self.kwargs = pipe, prompts, kwargs
         self.samples, self.seed, self.folder, self.attention = samples, seed, work, DENSE
@@ -117,6 +126,7 @@ class Runs:
         self.steps = self._argument("num_inference_steps")
         if not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"num_inference_steps {self.steps!r} is not a whole number from 1 to {MAX_STEPS}")
+        self.probed = guided.probed(self.steps, probes)
         self._check_model()
         if sparse:
             self.attention = self._enabled()
@@ -146,15 +156,25 @@ class Runs:
             ValueError: a work folder of other settings; whatever only shows when the model runs.
         """
         work = Work(self.folder, self._digest(), {"steps": self.steps, **self._prompts()})
-        found = []
+        found: list[dict[str, Tensor]] = []
         for index in range(len(self.prompts)):
-            if work.load(index) is None:
-                work.save(index, self._measured(index, progress), {})
-            done = work.load(index)
-            assert done is not None
-            found.append(done[0])
+            found.append(self._kept(work, index, partial(self._measured, index, progress)))
             self._tell(progress, index, self.steps)
-        return self._together(found)
+        moved: dict[int, float] = {}
+        for index, step in enumerate(self.probed if FINAL in found[0] else (), len(self.prompts)):
+            probe = partial(self._probe, index, step, found[0][FINAL], progress)
+            moved[step] = self._kept(work, index, probe)["moved"].item()
+            self._tell(progress, index, self.steps)
+        return self._together(found, moved)
+
+    @staticmethod
+    def _kept(work: Work, index: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What one generation measured; from the work folder, if it was done before."""
+        if work.load(index) is None:
+            work.save(index, make(), {})
+        done = work.load(index)
+        assert done is not None
+        return done[0]
 
     def _argument(self, name: str) -> Any:
         default = self.parameters[name].default if name in self.parameters else None
@@ -170,6 +190,7 @@ class Runs:
         scheduler = self.pipe.scheduler
         values = [__version__, torch.__version__, type(self.pipe).__name__, type(scheduler).__name__,
                   dict(scheduler.config), shift_of(scheduler), self.prompts, self.samples, self.seed, self.attention,
+                  self.probed,
                   sorted((name, described_argument(value)) for name, value in self.kwargs.items())]  # fmt: skip
         hashed.update(json.dumps(values, default=str).encode())
         for name, module in self.modules.items():
@@ -180,14 +201,31 @@ class Runs:
     def _measured(self, index: int, progress: Progress | None) -> dict[str, Tensor]:
         clips = self._argument("num_videos_per_prompt") or 1
         recorder = Recorder(self.pipe, self.modules, self.families, clips, self.samples, self.seed + index)
+        with recorder.watching():
+            steps = self._generate(index, index, None, progress)
+        found = recorder.result()
+        # Solvers that take more than one output a step have no products: what uses them says so.
+        if len(steps.outputs) == self.steps:
+            found |= {"products": steps.products(), "gains": steps.gains()}
+            if index == 0:
+                found[FINAL] = steps.latents[-1]
+        return found
+
+    def _probe(self, index: int, step: int, final: Tensor, progress: Progress | None) -> dict[str, Tensor]:
+        """The first prompt once more, with a step held."""
+        return {"moved": torch.tensor(guided.moved(final, self._generate(0, index, step, progress)))}
+
+    def _generate(self, prompt: int, index: int, hold: int | None, progress: Progress | None) -> guided.Steps:
+        """One generation, the one with this number of all, and what its scheduler was given."""
+        steps = guided.Steps(hold)
         aside = set_aside(self.pipe) if self.attention == DENSE else contextlib.nullcontext()
         kwargs = dict(self.kwargs)
         if "callback_on_step_end" in self.parameters:
             kwargs["callback_on_step_end"] = self._teller(index, progress)
-        noise = torch.Generator("cpu").manual_seed(self.seed + index)
-        with aside, recorder.watching():
-            self.pipe(prompt=self.prompts[index], generator=noise, output_type="latent", **kwargs)
-        return recorder.result()
+        noise = torch.Generator("cpu").manual_seed(self.seed + prompt)
+        with aside, steps.watching(self.pipe.scheduler):
+            self.pipe(prompt=self.prompts[prompt], generator=noise, output_type="latent", **kwargs)
+        return steps
 
     def _teller(self, index: int, progress: Progress | None) -> Any:
         def told(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -198,13 +236,18 @@ class Runs:
 
     def _tell(self, progress: Progress | None, index: int, done: int) -> None:
         if progress is not None:
-            total = self.steps * len(self.prompts)
-            progress(f"measuring prompt {index + 1}", index * self.steps + done, total)
+            prompts = len(self.prompts)
+            total = self.steps * (prompts + len(self.probed))
+            probe = index - prompts
+            what = f"measuring prompt {index + 1}" if probe < 0 else f"probing step {self.probed[probe]}"
+            progress(what, index * self.steps + done, total)
 
-    def _together(self, found: Sequence[Mapping[str, Tensor]]) -> CacheCalibration:
+    def _together(self, found: Sequence[Mapping[str, Tensor]], moved: dict[int, float]) -> CacheCalibration:
         """The calibration, from what each prompt measured."""
         times = [rounded_time(each) for each in found[0]["timesteps"].tolist()]
-        if any(set(each) != set(found[0]) or each["timesteps"].shape != found[0]["timesteps"].shape for each in found):
+        named = [set(each) - {FINAL} for each in found]
+        if any(names != named[0] for names in named) or any(each["timesteps"].shape != found[0]["timesteps"].shape
+                                                            for each in found):
             raise ValueError("the prompts ran different steps or guidance branches, which no calibration can have")
         where = sorted({name.rsplit(".", 1)[0] for name in found[0] if "." in name})
         tracks: dict[str, dict[str, Track]] = {expert: {} for expert in self.modules}
@@ -219,9 +262,23 @@ class Runs:
         return CacheCalibration(
             describe({name: facts(module) for name, module in self.modules.items()}), len(times), tuple(times),
             type(scheduler).__name__, shift_of(scheduler), None if guidance is None else float(guidance), tracks,
-            self.attention, {"count": prompts["prompts"], "sha256": prompts["prompts_sha256"]},
+            self.attention, guided_of(found, moved), {"count": prompts["prompts"], "sha256": prompts["prompts_sha256"]},
             {"vidaccel": __version__, **{name: metadata.version(name) for name in ("torch", "diffusers")}},
         )  # fmt: skip
+
+
+def guided_of(prompts: Sequence[Mapping[str, Tensor]], moved: dict[int, float]) -> Guided | None:
+    """What was measured of guided outputs, means over prompts; None where some run had none.
+
+    Args:
+        moved: of the probed steps.
+    """
+    if "products" not in prompts[0]:
+        return None
+    products = sum((each["products"] for each in prompts), torch.zeros(())) / len(prompts)
+    gains = sum((each["gains"] for each in prompts), torch.zeros(())) / len(prompts)
+    rows = tuple(tuple(exact(each) for each in row[: step + 1]) for step, row in enumerate(products.tolist()))
+    return Guided(rows, tuple(map(rounded, guided.effects(gains.tolist(), moved))))
 
 
 def track_of(prompts: Sequence[Mapping[str, Tensor]]) -> Track:

@@ -26,6 +26,9 @@ def calibrate_cache(
         Path | None, typer.Option(help="Folder that keeps each finished prompt; one beside --out by default.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Video tokens of which residuals of blocks are compared.")] = 1024,
+    probes: Annotated[
+        int, typer.Option(min=0, help="More generations, each to see what an error of one step does to the clip.")
+    ] = 4,
     negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="Pixels.")] = None,
@@ -53,7 +56,7 @@ def calibrate_cache(
     with reserved_stdout():
         sparse = Chosen(method or DENSE, density, set_ or [], schedule or [], "auto", None, None, compensation, False,
                         None)  # fmt: skip
-        options = {"samples": samples, "seed": seed}
+        options = {"samples": samples, "probes": probes, "seed": seed}
         values = _calibrate(model, prompts, out, work, options, call, dtype, device, sparse)
     print_json(values) if json else _show(values)
 

@@ -67,7 +67,6 @@ def _needed(given: dict[str, Any]) -> dict[str, Any]:
     """Without what the policy would have anyway, be it a default or what another option brings along."""
     cls: Any = POLICIES[given["name"]]
     usual = {item.name: item.default for part in (cls, Cache) for item in dataclasses.fields(part)}
-    usual["predictor"] = {"name": "hold"}
     given = {name: item for name, item in given.items() if name == "name" or item != _plain(usual[name])}
     whole = make_cache(given)
     for name in [name for name in given if name != "name"]:
