@@ -1,16 +1,17 @@
 """Policies of step caching against each other and against fewer steps, on the miniatures, as in docs/caching.md.
 
     python benchmarks/caching.py tune FAMILY --steps N --work DIR       # settings that compute 2/3 and 1/2 of a run
-    python benchmarks/caching.py quick FAMILY --steps N --work DIR      # these, 4 held-out prompts, latents, baselines
-    python benchmarks/caching.py finalists FAMILY --steps N --work DIR  # the best: 16 held-out prompts, decoded
+    python benchmarks/caching.py quick FAMILY --steps N --work DIR      # these, 4 held-out prompts, latents
+    python benchmarks/caching.py finalists FAMILY --steps N --work DIR  # `FINALISTS`: 16 held-out prompts, decoded
     python benchmarks/caching.py report --work DIR                      # tables, paired bootstraps, JSON lines
 
 Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection, each with the predictor
 "hold": each round is a `vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a
-calibration goes by the one that the miniature brings along, of the first four of these prompts. All parts go on where
-they were stopped. ``--policy``, ``--predictor`` and ``--target`` limit what is tuned, where what was found before
-stays, and what the quick part runs. What a policy computes is counted in calls of blocks, of both guidance passes.
-`report` appends to benchmarks/results/caching.jsonl.
+calibration goes by the one that the miniature brings along, of the first four of these prompts. Tuned and quick runs
+are of 96 x 144 pixels, finalists of the model's own size. All parts go on where they were stopped. ``--policy``,
+``--predictor`` and ``--target`` limit what is tuned, where what was found before stays, and what the others run. What a
+policy computes is counted in calls of blocks, of both guidance passes. `report` appends to
+benchmarks/results/caching.jsonl.
 """
 
 from __future__ import annotations
@@ -71,8 +72,10 @@ WHOLE = ("easycache", "teacache", "rehash", "magcache", *COUNTED)
 """Policies that pass by all blocks or none, so that the model's output can be predicted."""
 ROUNDS = 12
 """Values tried for a policy, at most, for both targets together."""
-BEST = 3
-"""Finalists beside evenly spread steps."""
+SMALL = {"height": 96, "width": 144}
+FINALISTS = ("static/fitted", "easycache/taylor1")
+"""The best in trials on the prompts for tuning, and the best of those without a calibration, which a sparse run can
+have, too; in full beside evenly spread steps and their own baselines."""
 SPARSE = entry("head_profile", density=0.3)
 BASELINES = ("same-compute", "own-timesteps")
 
@@ -217,7 +220,7 @@ def swept(place: Place, searches: list[Search], prompts: list[str]) -> None:
     while pending := [(each, value) for each in searches if (value := each.next()) is not None]:
         caches = list({json.dumps(each.cache(value)): each.cache(value) for each, value in pending}.values())
         values = {"steps": place.steps, "prompt": prompts, "method": "dense", "cache": caches, "baselines": False}
-        evaluate(place.folder("tune"), place.family, {**values, "quick": True})
+        evaluate(place.folder("tune"), place.family, {**values, **SMALL, "quick": True})
         collect(place, searches, prompts)
         for each, value in pending:
             if value not in each.tried:
@@ -262,30 +265,22 @@ def quick(place: Place, only: Only) -> None:
     for even in (True, False):
         caches = [each["cache"] for each in place.found()
                   if only.has(each) and ((each["policy"], each["predictor"]) == ("even", "hold")) is even]  # fmt: skip
-        values = {"method": "dense", "quick": True, "baselines": list(BASELINES) if even else False}
+        values = {"method": "dense", "quick": True, "baselines": list(BASELINES) if even else False, **SMALL}
         if caches:
             place.evaluate("quick", {**values, "cache": caches}, PROMPTS)
 
 
-def ranked(found: Rows, target: float) -> list[str]:
-    """Labels of policies with a predictor, the nearest to dense in the mean first, without evenly spread steps."""
-    scores = {label: means(cells).get("latent_snr", math.inf) for (label, at), cells in found.items()
-              if at == target and " for " not in label and not label.startswith("even/")}  # fmt: skip
-    return sorted(scores, key=lambda label: -scores[label])
-
-
-def finalists(place: Place) -> None:
-    """The best at half the work, one of each policy, with their baselines; the best of all beside sparse attention."""
-    best: dict[str, str] = {}
-    for label in ranked(rows(place, "quick"), HALF):
-        best.setdefault(label.partition("/")[0], label)
-    labels = [*list(best.values())[:BEST], "even/hold"]
+def finalists(place: Place, only: Only) -> None:
+    """`FINALISTS` at half the work, with their baselines; then the one that sparse runs can have beside these."""
     caches = {f"{each['policy']}/{each['predictor']}": each["cache"] for each in place.found()
-              if each["target"] == HALF}  # fmt: skip
-    sparse = {"method": ["dense", SPARSE], "cache": ["none", caches[labels[0]]], "baselines": False}
-    place.evaluate("finalists", sparse, PROMPTS)
-    chosen = [caches[label] for label in labels if label in caches]
+              if each["target"] == HALF and only.has(each)}  # fmt: skip
+    chosen = [caches[label] for label in FINALISTS if label in caches]
     place.evaluate("finalists", {"method": "dense", "cache": chosen, "baselines": list(BASELINES)}, PROMPTS)
+    if "even/hold" in caches:
+        place.evaluate("finalists", {"method": "dense", "cache": caches["even/hold"], "baselines": False}, PROMPTS)
+    if (free := FINALISTS[1]) in caches:
+        both = {"method": ["dense", SPARSE], "cache": ["none", caches[free]], "baselines": False}
+        place.evaluate("finalists", both, PROMPTS)
 
 
 def rows(place: Place, part: str) -> Rows:
@@ -389,7 +384,7 @@ def main() -> None:
     elif options.part == "quick":
         quick(place, only)
     else:
-        finalists(place)
+        finalists(place, only)
 
 
 if __name__ == "__main__":

@@ -43,3 +43,25 @@ def test_late_start_and_doubled_timesteps_count_the_steps_left():
     clock = Clock()
     clock.tick(500.0, torch.tensor([900.0, 500.0, 500.0, 100.0, 100.0]))
     assert clock.steps == 2
+
+
+def test_rounded_timesteps_are_told_apart_by_the_schedulers_count():
+    """HunyuanVideo's pipeline gives timesteps in bfloat16, which is multiples of 4 near 1000; with two passes, too."""
+    timesteps, clock = torch.tensor([1000.0, 997.1, 994.2, 991.0, 500.0]), Clock()
+    found = []
+    for step, value in enumerate(timesteps.bfloat16()):
+        for _ in range(2):
+            clock.tick(float(value), timesteps, torch.bfloat16, step or None)
+            found.append((clock.step, clock.calls))
+    assert timesteps.bfloat16().unique().numel() < 5
+    assert found == [(step, call) for step in range(5) for call in range(2)]
+
+
+def test_a_schedulers_count_alone_is_no_step():
+    """Heun's methods count two for one timestep."""
+    timesteps, clock = torch.tensor([900.0, 500.0, 500.0]), Clock()
+    found = []
+    for index, value in enumerate(timesteps.tolist()):
+        clock.tick(value, timesteps, torch.float32, index or None)
+        found.append((clock.step, clock.calls))
+    assert found == [(0, 0), (1, 0), (1, 1)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +22,7 @@ class Clock:
         self._given = steps
         self._source: Tensor | None = None
         self._last = math.inf
+        self._index: int | None = None
         self._fresh = True
         self.step = 0
         """Step of this run, from 0."""
@@ -30,24 +33,45 @@ class Clock:
         self.calls = 0
         """Transformer calls of this step before the present one."""
 
-    def tick(self, timestep: float, timesteps: Tensor | None) -> bool:
+    def read(self, timestep: Tensor, scheduler: Any) -> bool:
+        """Count one transformer call with this timestep, of any shape: the largest counts; True if it opens a new run.
+
+        Args:
+            scheduler: the pipeline's, None for a bare transformer.
+        """
+        timesteps = getattr(scheduler, "timesteps", None)
+        known = timesteps if isinstance(timesteps, Tensor) else None
+        return self.tick(float(timestep.max()), known, timestep.dtype, getattr(scheduler, "_step_index", None))
+
+    def tick(
+        self, timestep: float, timesteps: Tensor | None, dtype: torch.dtype = torch.float32, index: int | None = None
+    ) -> bool:  # fmt: skip
         """Count one transformer call; True if it opens a new run.
 
         Args:
             timestep: of this call.
             timesteps: the scheduler's, None for a bare transformer.
+            dtype: in which the call had its timestep: HunyuanVideo's pipeline rounds it to bfloat16, and then up to
+                three steps in a row have the same.
+            index: of the scheduler's own count of steps, if it has one, by which such steps are told apart.
         """
         new_run = self._fresh or timesteps is not self._source or timestep > self._last
         if new_run:
             self._fresh, self._source, self.step, self.calls = False, timesteps, 0, 0
             self.timesteps = None if timesteps is None else _remaining(timesteps, timestep)
             self.steps = self._given if self.timesteps is None else len(self.timesteps)
-        elif timestep < self._last:
+        elif timestep < self._last or (index != self._index and self._rounded_alike(timestep, dtype)):
             self.step, self.calls = self.step + 1, 0
         else:
             self.calls += 1
-        self._last = timestep
+        self._last, self._index = timestep, index
         return new_run
+
+    def _rounded_alike(self, timestep: float, dtype: torch.dtype) -> bool:
+        """Whether the next step has this timestep, too, once it is rounded."""
+        if self.timesteps is None or self.step + 1 >= len(self.timesteps):
+            return False
+        return torch.tensor(self.timesteps[self.step + 1]).to(dtype).item() == timestep
 
 
 def _remaining(timesteps: Tensor, first: float) -> tuple[float, ...]:

@@ -129,8 +129,7 @@ class Session:
     def begin(self, expert: Expert, call: Call) -> None:
         """Take note of a transformer call: its run, step and guidance branch, and how each layer attends in it."""
         layout, timestep = expert.family.layout(expert.transformer, call), expert.family.timestep(call)
-        now = float(timestep.max())
-        if self._clock.tick(now, self._timesteps()):
+        if self._clock.read(timestep, getattr(self._owner(), "scheduler", None)):
             self._begin_run()
         self.setting.method.check_steps(self._clock.steps)
         plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers), self.setting.computed)
@@ -143,7 +142,8 @@ class Session:
         if self._runtime is None or not self._caches(self._runtime.cache.min_steps):
             self._prepare(expert, timestep.device, range(len(expert.layers)))
         else:
-            self._runtime.begin(self._arrival(expert, call, now, timestep.device), expert.transformer, expert.family)
+            arrival = self._arrival(expert, call, float(timestep.max()), timestep.device)
+            self._runtime.begin(arrival, expert.transformer, expert.family)
 
     def _check_plans(self, expert: Expert, call: Call, layout: TokenLayout, device: torch.device) -> None:
         """Refuse what cannot be, before the dense steps at the start are spent."""
@@ -190,10 +190,6 @@ class Session:
         """The density that sparse calls at a site are expected to have."""
         method = self.setting.method
         return self._statics.density(site) if method.static else expected_density(method, site)
-
-    def _timesteps(self) -> Tensor | None:
-        timesteps = getattr(getattr(self._owner(), "scheduler", None), "timesteps", None)
-        return timesteps if isinstance(timesteps, Tensor) else None
 
     def _begin_run(self) -> None:
         self._state.clear()

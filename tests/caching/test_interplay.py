@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+from diffusers import FlowMatchEulerDiscreteScheduler
 from peft import LoraConfig
 
 import vidaccel
@@ -116,3 +117,19 @@ def test_with_gradients_nothing_is_cached() -> None:
         for timestep in (900.0, 600.0):
             transformer(**call, timestep=torch.tensor([timestep]))[0].sum().backward()
     assert session.summary().to_dict()["cache"]["decisions"] == []
+
+
+def test_steps_whose_rounded_timesteps_are_alike() -> None:
+    """HunyuanVideo's pipeline rounds timesteps to the latents' type: near 1000 two or three steps have the same."""
+    pipe = tiny.tiny_hunyuanvideo()
+    pipe.transformer.to(torch.bfloat16)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    seen: list[float] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(float(kwargs["timestep"].max())), with_kwargs=True)  # fmt: skip
+    with vidaccel.enable(pipe, None, cache=Cache(Told((3, 5, 39)), Hold())) as session:
+        pipe(**tiny.wan_inputs(pipe, num_inference_steps=40, output_type="latent"))
+        made = session.summary().to_dict()["cache"]["decisions"]
+    assert len(set(seen)) < 40 == len(made) and {each["branch"] for each in made} == {"cond"}
+    assert [each["step"] for each in made] == list(range(40))
+    assert [each["step"] for each in made if each["what"] == "reused"] == [3, 5] and not session._runtime._branches  # type: ignore[union-attr]

@@ -144,22 +144,21 @@ class Recorder:
         if self._entered is None or self._left is None:
             raise ValueError(f"{type(self.modules[expert]).__name__} ran without its blocks, so that they cannot be "
                              "measured")  # fmt: skip
-        timestep = float(family.timestep(call).max())
-        track = self._track(expert, timestep)
+        track = self._track(expert, family.timestep(call))
         output = out if isinstance(out, Tensor) else out[0]
         if _offers(family, "time_embedding"):
-            at = torch.tensor([timestep], device=output.device)
+            at = torch.tensor([self.timesteps[-1]], device=output.device)
             self._signal = family.time_embedding(self.modules[expert], at).float().cpu()
         latents = _copy(self._rows(expert, family.latents(self.modules[expert], call)))
         self._add(track, _difference(self._left, self._entered).cpu(), latents, _copy(self._rows(expert, output)))
 
-    def _track(self, expert: str, timestep: float) -> Before:
+    def _track(self, expert: str, timestep: Tensor) -> Before:
         """What there is of this call's expert and branch.
 
         Raises:
             ValueError: a second run, or more calls of a step than there are guidance branches.
         """
-        new = self._clock.tick(timestep, getattr(self.pipe.scheduler, "timesteps", None))
+        new = self._clock.read(timestep, self.pipe.scheduler)
         if new and self.timesteps:
             raise ValueError("the pipeline ran twice in one generation, which cannot be calibrated")
         branches = self.families[expert].branches
@@ -167,7 +166,9 @@ class Recorder:
             raise ValueError(f"the pipeline called the model {self._clock.calls + 1} times in a step; a calibration "
                              f"knows {' and '.join(branches)}")  # fmt: skip
         if self._clock.calls == 0:
-            self.timesteps.append(timestep)
+            # The call's may be rounded, and alike for steps in a row.
+            known = self._clock.timesteps
+            self.timesteps.append(float(timestep.max()) if known is None else known[self._clock.step])
         return self.tracks.setdefault((expert, branches[self._clock.calls]), Before(self._clock.step))
 
     def _add(self, track: Before, stack: Tensor, latents: Tensor, output: Tensor) -> None:
