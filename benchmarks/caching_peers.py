@@ -1,7 +1,7 @@
 """Step caches side by side on a miniature: diffusers' own, cache-dit's and vidaccel's.
 
     pip install --no-deps --target DIR cache-dit==1.5.3
-    python benchmarks/caching_peers.py FAMILY --work WORK [--cache-dit DIR] [--tuned FILE]
+    python benchmarks/caching_peers.py FAMILY --work WORK [--cache-dit DIR]
 
 Every peer runs at several settings on the first held-out prompts, and its final latents are compared with those of the
 run without a cache from the same noise: signal to noise in dB. What it saves is counted, not timed: `computed_share` is
@@ -13,7 +13,7 @@ A line for each run goes to WORK/FAMILY.jsonl, and what is there is not run agai
 reason there. Then a table is printed, with the best signal to noise at shares of 0.5 and 0.67, interpolated between a
 peer's settings, and a line for each peer goes to benchmarks/results/caching_peers.jsonl; ``--report`` does only that.
 cache-dit runs in a process of its own, the only one that has DIR in its path. The settings of a peer are compared on
-the prompts that they are reported for, which no peer but those of ``--tuned`` is spared.
+the prompts that they are reported for.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -122,10 +121,9 @@ def by_vidaccel(pipe: Any, options: Options, steps: int) -> contextlib.AbstractC
     given = dict(options)
     if (kept := given.pop("every", None)) is not None:
         first = given.pop("first", steps // 4)
-        last = {steps - 1} if given.get("last_steps", 1) else set()
-        given["compute"] = sorted({*range(first), *range(first + kept - 1, steps, kept), *last})
-    if "file" in given:
-        given["file"] = CALIBRATIONS[given["file"]]
+        given["compute"] = sorted({*range(first), *range(first + kept - 1, steps, kept)})
+    if "computed_steps" in given:
+        given["file"] = f"miniature:{family_of(pipe.transformer).name}/cache-{steps}.json"
     session: contextlib.AbstractContextManager[Any] = vidaccel.enable(pipe, None, cache=given)
     return session
 
@@ -151,8 +149,6 @@ def _taylorseer(intervals: Any, **more: Any) -> list[Options]:
     return [*_each({**TAYLORSEER, **more}, "cache_interval", intervals), later]
 
 
-CALIBRATIONS: dict[str, str] = {}
-"""Paths of calibrations by their hashes, which stand for them in lines and results."""
 KEY = ("peer", "options", "prompt", "steps", "seed")
 PEERS: dict[str, tuple[Enter, list[Options]]] = {
     "fewer steps, no cache": (by_steps, _each({}, "of_steps", (0.5, 0.65, 0.8))),
@@ -172,19 +168,19 @@ PEERS: dict[str, tuple[Enter, list[Options]]] = {
     "cache-dit DBCache F2B0": (by_cache_dit, _dit(2, 0, (0.2, 0.35, 0.7))),
     "cache-dit DBCache F1B1": (by_cache_dit, _dit(1, 1, (0.2, 0.35, 0.7))),
     "cache-dit DBCache F8B0, its default": (by_cache_dit, _dit(8, 0, (0.08,))),
-    "vidaccel easycache": (by_vidaccel, _each({"name": "easycache"}, "threshold", (0.05, 0.1, 0.2))),
-    "vidaccel first_block": (by_vidaccel, _each({"name": "first_block"}, "threshold", (0.1, 0.15, 0.25, 0.4))),
-    "vidaccel first_block, taylor, 3 first steps": (by_vidaccel, _each(
-        {"name": "first_block", "predictor": "taylor", "first_steps": 3}, "threshold", (0.12, 0.16, 0.2, 0.35, 0.7))),
-    "vidaccel rehash": (by_vidaccel, _each({"name": "rehash"}, "threshold", (0.2, 0.4))),
-    "vidaccel teacache, identity": (by_vidaccel, _each({"name": "teacache", "coefficients": [1, 0]}, "threshold",
-                                                       (0.55, 0.8, 1.2, 1.8))),
-    "vidaccel static, by hand": (by_vidaccel, _each({"name": "static"}, "every", (2, 3, 4))),
-    "vidaccel static, by hand, taylor": (by_vidaccel, [
-        *_each({"name": "static", "predictor": "taylor"}, "every", (2, 3, 4)),
+    "vidaccel easycache, hold": (by_vidaccel, _each({"name": "easycache", "predictor": "hold"}, "threshold",
+                                                    (0.05, 0.1, 0.2))),
+    "vidaccel easycache": (by_vidaccel, _each({"name": "easycache"}, "threshold", (0.05, 0.08, 0.1, 0.13))),
+    "vidaccel first_block": (by_vidaccel, _each({"name": "first_block", "first_steps": 3}, "threshold",
+                                                (0.12, 0.16, 0.2, 0.35, 0.7))),
+    "vidaccel static, by hand, hold": (by_vidaccel, _each({"name": "static", "predictor": "hold"}, "every", (2, 3, 4))),
+    "vidaccel static, by hand": (by_vidaccel, [
+        *_each({"name": "static"}, "every", (2, 3, 4)),
         # The steps of TaylorSeer's later start.
-        {"name": "static", "predictor": "taylor", "first": 7, "last_steps": 0, "every": 2},
+        {"name": "static", "first": 7, "every": 2},
     ]),
+    # A share of steps that is asked for, with what the miniature brings along.
+    "vidaccel static, calibrated": (by_vidaccel, _each({"name": "static"}, "computed_steps", (0.4, 0.5, 0.66))),
 }  # fmt: skip
 
 
@@ -299,18 +295,6 @@ def measure(folder: Path, family: str, key: Options, enter: Enter, whole: tuple[
             "latent_snr": None if snr is None else round(snr, 3), "identical": same}  # fmt: skip
 
 
-def tuned(file: Path) -> dict[str, tuple[Enter, list[Options]]]:
-    """Peers of the settings that ``benchmarks/caching.py tune`` found; calibrations go by their hashes."""
-    made: dict[str, tuple[Enter, list[Options]]] = {}
-    for found in json.loads(file.read_text(encoding="utf-8")):
-        cache = dict(found["cache"])
-        if "file" in cache:
-            name = hashlib.sha256(Path(cache["file"]).read_bytes()).hexdigest()[:12]
-            CALIBRATIONS[name], cache["file"] = cache["file"], name
-        made.setdefault(f"vidaccel {found['policy']}, {found['predictor']}, tuned", (by_vidaccel, []))[1].append(cache)
-    return made
-
-
 def run(options: argparse.Namespace, peers: dict[str, tuple[Enter, list[Options]]]) -> None:
     """Run what is missing of some peers."""
     file, whole = options.work / f"{options.family}.jsonl", costs(options.family)
@@ -397,7 +381,6 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peers", nargs="+", help="names, or beginnings of them; all by default")
     parser.add_argument("--cache-dit", type=Path, help="folder that it was installed to")
-    parser.add_argument("--tuned", type=Path, help="settings of vidaccel's that benchmarks/caching.py found")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file that the report's lines go to")
     parser.add_argument("--report", action="store_true", help="run nothing")
     return parser.parse_args()
@@ -407,9 +390,7 @@ def main() -> None:
     """Run what is missing, then report."""
     options = parsed()
     options.work.mkdir(parents=True, exist_ok=True)
-    peers = {**PEERS, **(tuned(options.tuned) if options.tuned else {})}
-    if options.peers:
-        peers = {peer: each for peer, each in peers.items() if peer.startswith(tuple(options.peers))}
+    peers = {peer: each for peer, each in PEERS.items() if peer.startswith(tuple(options.peers or ("",)))}
     theirs = {peer: each for peer, each in peers.items() if each[0] is by_cache_dit}
     inside = importlib.util.find_spec("cache_dit") is not None
     if not options.report:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import vidaccel
 from tests import tiny
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -90,17 +91,16 @@ def test_means_over_prompts(scripts: Any) -> None:
     assert scripts[0].points(lines) == [(0.6, 15)]
 
 
-def test_tuned_settings(scripts: Any, tmp_path: Path) -> None:
-    """Calibrations are named by their hash, so that no path gets into results."""
+def test_calibrated_settings(scripts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of steps goes by what the miniature brings along, so that no path gets into results."""
     peers, _ = scripts
-    made = tmp_path / "made.json"
-    made.write_text("{}", encoding="utf-8")
-    tuned = tmp_path / "tuned.json"
-    tuned.write_text(json.dumps([{"policy": "magcache", "predictor": "hold",
-                                  "cache": {"name": "magcache", "file": str(made)}}]), encoding="utf-8")  # fmt: skip
-    (name, (_, settings)), = peers.tuned(tuned).items()  # fmt: skip
-    assert name == "vidaccel magcache, hold, tuned" and str(tmp_path) not in json.dumps(settings)
-    assert peers.CALIBRATIONS[settings[0]["file"]] == str(made)
+    given: list[Any] = []
+    monkeypatch.setattr(peers.vidaccel, "enable", lambda pipe, method, cache: given.append(cache))
+    for options in peers.PEERS["vidaccel static, calibrated"][1]:
+        peers.by_vidaccel(quiet(), options, 20)
+        assert "file" not in options
+    assert [each["file"] for each in given] == ["miniature:wan/cache-20.json"] * 3
+    assert [len(vidaccel.caching.cache(each).policy.schedule) for each in given] == [8, 10, 13]
 
 
 def test_switch(scripts: Any) -> None:

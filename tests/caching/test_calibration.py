@@ -92,7 +92,10 @@ HOSTILE = [
     (f"{COND}.affine.2.1", [1.0, "x"], "affine"), (f"{COND}.blocks", [], "blocks"),
     (f"{COND}.blocks.0", [0.0] * 2000, "blocks"), (f"{COND}.blocks.4", [0.1], r"blocks\[4\]"),
     (f"{COND}.change", None, "change"), (f"{COND}.time_distance", [0.0], "time_distance"),
-    (f"{COND}.output_size", ..., "output_size"),
+    (f"{COND}.output_size", ..., "output_size"), ("guided", ..., "guided"), ("guided", [], "guided"),
+    ("guided.products", [[1.0]], "products"), ("guided.products.2", [1.0] * 2, r"products\[2\]"),
+    ("guided.products.2.1", 1e13, r"products\[2\]"), ("guided.products.2.1", "x", r"products\[2\]"),
+    ("guided.effects", [0.1], "effects"), ("guided.effects.3", -0.1, "effects"), ("guided.more", 1, "more"),
 ]  # fmt: skip
 
 

@@ -51,15 +51,17 @@ class Steps:
             else:
                 scheduler.step = own
 
-    @property
-    def flat(self) -> Tensor:
-        """The outputs, ``[steps, elements]`` in fp64."""
-        return torch.stack([each.double().flatten() for each in self.outputs])
-
     def products(self) -> Tensor:
-        """Their inner products, ``[steps, steps]``, in units of their mean square."""
-        flat = self.flat
+        """Their inner products, ``[steps, steps]``, in units of their mean square.
+
+        Raises:
+            ValueError: outputs that are no numbers.
+        """
+        flat = torch.stack([each.double().flatten() for each in self.outputs])
         inner = flat @ flat.T
+        if not inner.isfinite().all():
+            raise ValueError("the model's outputs are not finite: a clip of such a run is broken, and nothing can be "
+                             "measured in it")  # fmt: skip
         return inner / inner.diagonal().mean()
 
     def gains(self) -> Tensor:
@@ -70,9 +72,9 @@ class Steps:
         """
         found = [0.0]
         for before, output, after in zip(self.latents, self.outputs[1:], self.latents[1:], strict=False):
-            both = torch.stack([before.double().flatten(), output.double().flatten()], 1)
-            weights = torch.linalg.lstsq(both, after.double().flatten()[:, None]).solution
-            found.append(abs(weights[1].item()))
+            inner = torch.stack([each.double().flatten() for each in (before, output, after)])
+            inner = inner @ inner.T
+            found.append(abs((torch.linalg.pinv(inner[:2, :2]) @ inner[:2, 2])[1].item()))
         return torch.tensor(found, dtype=torch.float64)
 
 
