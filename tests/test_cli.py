@@ -261,8 +261,8 @@ def test_generate_with_a_cache_alone_tells_what_it_computed(folder: Path, tmp_pa
     words = generate_words(folder, tmp_path / "clip.mp4", "--method", "dense", "--cache", "static")
     words += ["--cache-set", "compute=[0, 1]", "--cache-set", "min-steps=1", "--cache-set", "predictor=taylor"]
     cache = json_of(*words)["sparse"]["cache"]
-    assert cache["name"] == "static" and cache["predictor"] == {"name": "taylor", "order": 1, "start": 0}
-    assert [each["what"] for each in cache["decisions"][::2]] == ["computed", "computed", "predicted", "computed"]
+    assert cache["name"] == "static" and cache["predictor"] == {"name": "taylor", "order": 1, "start": 2}
+    assert [each["what"] for each in cache["decisions"][::2]] == ["computed", "computed", "predicted", "predicted"]
     taylor = '{"name": "taylor", "order": 2, "start": 0}'
     assert "predictor taylor" in run(*words[:-1], f"predictor={taylor}").stdout
 
@@ -270,8 +270,8 @@ def test_generate_with_a_cache_alone_tells_what_it_computed(folder: Path, tmp_pa
 def test_generate_with_sparse_attention_and_a_cache(folder: Path, tmp_path: Path) -> None:
     words = generate_words(folder, tmp_path / "clip.mp4", *RADIAL, "--schedule", "dense_first_steps=0")
     values = json_of(*words, "--cache", "static", "--cache-set", "compute=[0, 1]", "--cache-set", "min_steps=1")
-    assert values["sparse"]["calls"] == {"sparse": 12, "dense": 6, "spared": 6}
-    assert values["sparse"]["cache"]["computed_share"] == 0.75
+    assert values["sparse"]["calls"] == {"sparse": 8, "dense": 4, "spared": 12}
+    assert values["sparse"]["cache"]["computed_share"] == 0.5
 
 
 def test_cache_options_are_typed_by_the_policys_fields() -> None:

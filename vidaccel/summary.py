@@ -163,10 +163,21 @@ class Tally:
     @property
     def all_calls(self) -> float:
         """Mean density over dense and sparse calls: the share of dense attention's work that the run did."""
-        calls = self.sparse + sum(self.dense.values()) + self.spared
+        return self._attended / calls if (calls := self._ran + self.spared) else 1.0
+
+    @property
+    def calls_that_ran(self) -> float:
+        """The same over the calls of blocks that no cache passed by."""
+        return self._attended / self._ran if self._ran else 1.0
+
+    @property
+    def _ran(self) -> int:
+        return self.sparse + sum(self.dense.values())
+
+    @property
+    def _attended(self) -> float:
         total = self.total
-        attended = 0.0 if total is None else float(total[0])
-        return (attended + sum(self.dense.values())) / calls if calls else 1.0
+        return (0.0 if total is None else float(total[0])) + sum(self.dense.values())
 
     @property
     def error(self) -> dict[str, Any] | None:

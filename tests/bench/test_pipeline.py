@@ -115,3 +115,34 @@ def test_bad_input_is_one_line_and_leaves_nothing(folder, tmp_path, options, pro
     result = CliRunner().invoke(bench, ["model", "--model", folder, *options, "--out", str(out)])
     assert result.exit_code == 2 and result.stderr.splitlines()[-1].startswith("error: ") and problem in result.stderr
     assert not out.parent.exists()
+
+
+def test_limit_of_a_cache():
+    """A step that is passed by takes nothing, and what is not a step is as long as ever."""
+    assert limit(0.5, 1.0, 0.5) == pytest.approx(2) and limit(0.5, 0.0, 0.5) == pytest.approx(4)
+    assert limit(0.4, 0.5, 0.5, 0.8) == pytest.approx(1 / (0.2 + 0.5 * (0.8 - 0.2)))
+
+
+@pytest.mark.parametrize("method", ["radial", None])
+def test_a_cache_is_part_of_the_prediction(method):
+    given = RADIAL if method else {"method": None}
+    cache = {"name": "static", "compute": [0, 1, 2], "predictor": "hold", "min_steps": 1}
+    found = measured(tiny_wan(layers=3), repeats=1, enable_kwargs={**given, "cache": cache}).to_dict()
+    assert found["prediction"]["computed_share"] == 0.75 == found["cached"]["blocks_share"]
+    density = found["prediction"]["density_all_calls"]
+    # The first step of four and the first of three layers are dense; of the others' calls two steps ran.
+    assert density == 1.0 if method is None else found["density"]["all_calls"] < density < 1
+    part = found["prediction"]["denoising"]
+    assert part["speedup"] == pytest.approx(limit(part["attention_share"], density, 0.75))
+
+
+def test_the_command_takes_a_cache():
+    words = ["model", "--model", "miniature:wan", *SIZE, "--cache", "static", "--cache-set", "compute=[0,2]",
+             "--cache-set", "min_steps=1", "--method", "dense", "--json"]  # fmt: skip
+    result = CliRunner().invoke(bench, words)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["cached"]["computed_steps"] == [0, 2] and found["prediction"]["computed_share"] == 0.5
+    for more in ([], ["--cache", "rehash", "--density", "0.5"]):
+        result = CliRunner().invoke(bench, ["model", "--model", "miniature:wan", *SIZE, "--method", "dense", *more])
+        assert result.exit_code != 0 and "needs a --cache" in f"{result.output}{result.exception}"

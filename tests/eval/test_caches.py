@@ -131,7 +131,7 @@ def test_cells_with_a_cache_are_what_they_say(tmp_path: Path) -> None:
     cached = cell["cached"]
     assert cached["computed_share"] == cached["blocks_share"] == pytest.approx(4 / 6)
     assert cached["computed_steps"] == [0, 1, 3, 5] and cached["setting"]["options"]["compute"] == [0, 1, 3, 5]
-    assert set(cached["decisions"].values()) == {"cCrCrc"} and len(cached["decisions"]) == 2
+    assert set(cached["decisions"].values()) == {"cCpCpC"} and len(cached["decisions"]) == 2
     assert cached["seconds"]["measured"] > 0 and cached["seconds"]["uncached"] > 0
     assert cell["follow_up"]["same-compute"] == 4 and cell["follow_up"]["own-timesteps"] == [0, 1, 3, 5]
     assert made["dense"]["metrics"]["identical"] and made["dense"]["cached"] is None

@@ -11,6 +11,7 @@ from typing import Any
 from vidaccel.api import set_aside
 from vidaccel.bench.measure import Spans
 from vidaccel.bench.share import attention_timed, limit
+from vidaccel.eval.caches import cached_run
 from vidaccel.eval.compare import Comparison, Progress, compare, counting
 from vidaccel.eval.evidence import describe, generation_settings
 from vidaccel.eval.record import Captured
@@ -24,9 +25,11 @@ class BenchRecord(Captured):
 
     Args:
         prediction: see `predicted`.
+        cached: setting of the cache and what it did, see `vidaccel.eval.caches.cached_run`; None without one.
     """
 
     prediction: dict[str, Any]
+    cached: dict[str, Any] | None = None
 
 
 def measure(
@@ -49,14 +52,15 @@ def measure(
     seen = compare(pipe, prompt, seed=seed, repeats=repeats, enable_kwargs=enable_kwargs, generation_kwargs=arguments,
                    progress=progress)  # fmt: skip
     share = attention_run(pipe, prompt, seed, arguments, progress)
-    values = seen.summary.to_dict()
+    values, about = seen.summary.to_dict(), describe(pipe, name)
+    cached = cached_run(values, about["layers"], arguments["num_inference_steps"])
     return BenchRecord.capture(
         kind="bench", seed=seed, prompt=prompt, negative_prompt=arguments.get("negative_prompt"),
-        model=describe(pipe, name), settings=generation_settings(pipe, arguments, fps), method=values["method"],
+        model=about, settings=generation_settings(pipe, arguments, fps), method=values["method"],
         schedule=values["schedule"], backend=values["backend"], layout=values["layout"], density=values["density"],
         calls=values["calls"], timing=timing(seen.fast, seen.dense, decoded=True), metrics=seen.metrics,
-        notes=values["notes"], files={},
-        prediction=predicted(seen, *share),
+        notes=values["notes"], files={}, prediction=predicted(seen, *share, cached["blocks_share"] if cached else 1.0),
+        cached=cached,
     )  # fmt: skip
 
 
@@ -75,22 +79,24 @@ def attention_run(pipe: Any, prompt: str, seed: int, call: Mapping[str, Any],
     return sum(spans.milliseconds()) / 1e3, run.seconds if run.denoising is None else run.denoising
 
 
-def predicted(seen: Comparison, attention: float, denoised: float) -> dict[str, Any]:
-    """What attention's share allows at most, by Amdahl's law, JSON-ready: of whole generations and of denoising alone.
+def predicted(seen: Comparison, attention: float, denoised: float, computed: float = 1.0) -> dict[str, Any]:
+    """What attention's share and the cache allow at most, by Amdahl's law, JSON-ready: of whole generations and of
+    denoising alone.
 
-    ``density_all_calls`` is the mean over sparse and dense calls, ``speedup`` the limit at it and ``free_attention``
-    that of any method.
+    ``density_all_calls`` is the mean over sparse and dense calls that ran, ``computed_share`` the share of the blocks'
+    calls that did; ``speedup`` is the limit at them and ``free_attention`` that of any method in as many calls.
 
     Args:
         attention, denoised: as of `attention_run`.
+        computed: share of the blocks' calls that ran.
     """
-    density = seen.summary.tally.all_calls
+    density = seen.summary.tally.calls_that_ran
     ends = [run.seconds - run.denoising for run in seen.dense if run.denoising is not None]
     whole = denoised + (statistics.median(ends) if ends else 0.0)
-    found: dict[str, Any] = {"attention_seconds": attention, "density_all_calls": density}
+    found: dict[str, Any] = {"attention_seconds": attention, "density_all_calls": density, "computed_share": computed}
     for name, seconds in (("generation", whole), ("denoising", denoised if ends else None)):
         if seconds is not None:
-            share = attention / seconds
-            found[name] = {"attention_share": share, "speedup": limit(share, density),
-                           "free_attention": limit(share, 0.0)}  # fmt: skip
+            share, steps = attention / seconds, denoised / seconds
+            found[name] = {"attention_share": share, "speedup": limit(share, density, computed, steps),
+                           "free_attention": limit(share, 0.0, computed, steps)}  # fmt: skip
     return found

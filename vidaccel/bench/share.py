@@ -15,14 +15,17 @@ ALL_DENSE = Schedule(0, 0, 1 << 30)
 """Every layer dense: patched, but computing what the stock model computes."""
 
 
-def limit(share: float, density: float) -> float:
-    """Amdahl's law: the speed-up of a run if each attention call took its density's share of the dense time.
+def limit(share: float, density: float, computed: float = 1.0, steps: float = 1.0) -> float:
+    """Amdahl's law: the speed-up of a run if each attention call took its density's share of the dense time, and a call
+    of a block that a cache passes by none.
 
     Args:
         share: of the dense run's time that is self-attention.
         density: mean over all its calls, dense ones included.
+        computed: share of the blocks' calls that run.
+        steps: share of the dense run's time that its steps take.
     """
-    return 1 / (1 - share * (1 - density))
+    return 1 / (1 - steps + computed * (steps - share * (1 - density)))
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ class Cache:
             raise ValueError(f"predictor {self.predictor.name!r} is for reuse={only.value!r}, not {self.place.value!r}")
 
     def _settle(self) -> None:
-        """Bring policy and predictor together: each may go by the other."""
+        """Bring policy and predictor together, as each may go by the other; take from the policy what is not given."""
         own = self.policy.calibration
         if self.predictor is None:
             fits = own is not None and own.guided is not None and self.policy.whole
@@ -93,6 +93,9 @@ class Cache:
             object.__setattr__(self, "predictor", Fitted() if fits else Taylor())
         object.__setattr__(self, "predictor", self.predictor.bound(own))
         object.__setattr__(self, "policy", self.policy.suited(self.predictor))
+        for name in ("first_steps", "last_steps"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, getattr(self.policy, name))
 
     @property
     def place(self) -> Place:
@@ -114,9 +117,8 @@ class Cache:
     @property
     def computed(self) -> tuple[float, float]:
         """Steps at the start and at the end that are always computed, each as in `Schedule`."""
-        policy = self.policy
-        return (policy.first_steps if self.first_steps is None else self.first_steps,
-                policy.last_steps if self.last_steps is None else self.last_steps)  # fmt: skip
+        assert self.first_steps is not None and self.last_steps is not None
+        return self.first_steps, self.last_steps
 
     @property
     def guided_steps(self) -> int:

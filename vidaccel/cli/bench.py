@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli import options
+from vidaccel.cli.generate import DENSE
 from vidaccel.cli.loading import FPS, dtype_and_device, identify, miniature_options
 from vidaccel.cli.output import Commands, print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set
@@ -84,9 +85,15 @@ def _setting(smoke: bool, dtype: str | None, **given: Any) -> Setting:
 @bench.command()
 def model(
     model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
-    method: Annotated[str, typer.Option(help="A method, as listed by `vidaccel ls`.")] = "radial",
+    method: Annotated[
+        str, typer.Option(help="A method, as listed by `vidaccel ls`; with a cache, dense is none.")
+    ] = "radial",
     density: Density = None,
     set_: Set = None,
+    cache: Annotated[str | None, typer.Option(help="What reuses steps, as listed by `vidaccel ls`.")] = None,
+    cache_set: Annotated[
+        Names, typer.Option(metavar="NAME=VALUE", help="An option or limit of the cache; repeatable.")
+    ] = None,
     schedule: Annotated[Names, typer.Option(metavar="NAME=VALUE", help="A field of the schedule; repeatable.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to show.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
@@ -104,9 +111,16 @@ def model(
 ) -> None:
     """Time your pipeline dense and accelerated in turns, beside the limit that attention's share predicts."""
     given = {"num_inference_steps": steps, "height": height, "width": width, "num_frames": frames}
-    setting = {"method": method, "schedule": _schedule(schedule), "backend": backend}
     with reserved_stdout():
-        chosen = options.method_options(method, set_ or [], density=density)
+        setting: dict[str, Any] = {"backend": backend, "cache": options.cache_options(cache, cache_set or [])}
+        if method == DENSE:
+            if cache is None or density is not None or set_ or schedule:
+                raise ValueError("method 'dense' needs a --cache, else there is nothing to compare, and takes no "
+                                 "--density, --set and --schedule")  # fmt: skip
+            chosen, setting = {}, {"method": None, "cache": setting["cache"]}
+        else:
+            setting |= {"method": method, "schedule": _schedule(schedule)}
+            chosen = options.method_options(method, set_ or [], density=density)
         call = {name: item for name, item in given.items() if item is not None}
         if out is None:
             record = _measured(model, setting, chosen, call, prompt, seed, repeats, dtype, device, offload)
@@ -136,9 +150,10 @@ def _measured(name: str, setting: dict[str, Any], chosen: dict[str, Any], given:
 
     known = identify(name)
     family = known.supported_family()
-    if known.is_miniature:
+    if known.is_miniature and setting["method"] is not None:
         chosen, setting = miniature_options(known, setting["method"], chosen), {**setting, "min_tokens": 0}
-    methods.method(setting["method"], family, **chosen)
+    if setting["method"] is not None:
+        methods.method(setting["method"], family, **chosen)
     precision, place = dtype_and_device(dtype, device)
     defaults = known.defaults()
     pipe = known.load(precision, "cpu" if offload else place)
@@ -161,6 +176,8 @@ def _show(record: dict[str, Any], out: Path | None) -> None:
     density = record["density"]["video_density"] if record["density"] else 1.0
     typer.echo(f"{record['method']['name']}, backend {record['backend']}: density of all calls "
                f"{found['density_all_calls']:.3f}, of sparse ones {density:.3f}")  # fmt: skip
+    if (cached := record["cached"]) is not None:
+        typer.echo(f"cache {cached['setting']['name']}: {found['computed_share']:.3f} of the blocks' calls ran")
     rows = (("whole generation", times, found["generation"]), ("denoising", times["denoising"], found.get("denoising")))
     for name, part, limits in rows:
         if limits is not None:
