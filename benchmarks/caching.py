@@ -8,7 +8,7 @@
 Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection, each with the predictor
 "hold": each round is a `vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a
 calibration goes by the one that the miniature brings along, of the first four of these prompts. Tuned and quick runs
-are of 96 x 144 pixels, finalists of the model's own size. All parts go on where they were stopped. ``--policy``,
+are of 96 x 144 pixels, finalists of the model's own size, or with ``--small`` of that, too. All parts go on where they were stopped. ``--policy``,
 ``--predictor`` and ``--target`` limit what is tuned, where what was found before stays, and what the others run. What a
 policy computes is counted in calls of blocks, of both guidance passes. `report` appends to
 benchmarks/results/caching.jsonl.
@@ -73,6 +73,8 @@ WHOLE = ("easycache", "teacache", "rehash", "magcache", *COUNTED)
 ROUNDS = 12
 """Values tried for a policy, at most, for both targets together."""
 SMALL = {"height": 96, "width": 144}
+PARTS = ("quick", "finalists", "finalists-small")
+"""Folders of what is reported."""
 FINALISTS = ("static/fitted", "easycache/taylor1")
 """The best in trials on the prompts for tuning, and the best of those without a calibration, which a sparse run can
 have, too; in full beside evenly spread steps and their own baselines."""
@@ -270,17 +272,19 @@ def quick(place: Place, only: Only) -> None:
             place.evaluate("quick", {**values, "cache": caches}, PROMPTS)
 
 
-def finalists(place: Place, only: Only) -> None:
+def finalists(place: Place, only: Only, part: str) -> None:
     """`FINALISTS` at half the work, with their baselines; then the one that sparse runs can have beside these."""
+    size = SMALL if part == PARTS[-1] else {}
     caches = {f"{each['policy']}/{each['predictor']}": each["cache"] for each in place.found()
               if each["target"] == HALF and only.has(each)}  # fmt: skip
     chosen = [caches[label] for label in FINALISTS if label in caches]
-    place.evaluate("finalists", {"method": "dense", "cache": chosen, "baselines": list(BASELINES)}, PROMPTS)
+    place.evaluate(part, {"method": "dense", "cache": chosen, "baselines": list(BASELINES), **size}, PROMPTS)
     if "even/hold" in caches:
-        place.evaluate("finalists", {"method": "dense", "cache": caches["even/hold"], "baselines": False}, PROMPTS)
+        even = {"method": "dense", "cache": caches["even/hold"], "baselines": False}
+        place.evaluate(part, {**even, **size}, PROMPTS)
     if (free := FINALISTS[1]) in caches:
         both = {"method": ["dense", SPARSE], "cache": ["none", caches[free]], "baselines": False}
-        place.evaluate("finalists", both, PROMPTS)
+        place.evaluate(part, {**both, **size}, PROMPTS)
 
 
 def rows(place: Place, part: str) -> Rows:
@@ -341,7 +345,7 @@ def table(found: Rows) -> str:
 
 def report(work: Path) -> None:
     """Record everything that DIR holds, and print it as Markdown."""
-    for part, family in itertools.product(("quick", "finalists"), FAMILIES):
+    for part, family in itertools.product(PARTS, FAMILIES):
         for folder in sorted((work / part).glob(f"{family}-*/")):
             if not (folder / RECORDS).exists():
                 continue
@@ -370,6 +374,7 @@ def main() -> None:
     parser.add_argument("--policy", nargs="+", choices=(*SWEPT, *COUNTED), default=[*SWEPT, *COUNTED])
     parser.add_argument("--predictor", nargs="+", choices=PREDICTORS, default=list(PREDICTORS))
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--small", action="store_true", help="finalists of 96 x 144 pixels")
     parser.add_argument("--prompts", type=int, default=4, choices=range(1, 5), help="to tune on")
     options = parser.parse_args()
     if options.part == "report":
@@ -384,7 +389,7 @@ def main() -> None:
     elif options.part == "quick":
         quick(place, only)
     else:
-        finalists(place, only)
+        finalists(place, only, PARTS[2 if options.small else 1])
 
 
 if __name__ == "__main__":
