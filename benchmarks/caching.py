@@ -8,9 +8,9 @@
 Settings are found on prompts of their own, benchmarks/prompts/calibration.txt, by bisection, each with the predictor
 "hold": each round is a `vidaccel eval` of all that is not found yet. They go into DIR/tuned/FAMILY-N.json. What needs a
 calibration goes by the one that the miniature brings along, of the first four of these prompts. Tuned and quick runs
-are of 96 x 144 pixels, finalists of the model's own size, or with ``--small`` of that, too. All parts go on where they were stopped. ``--policy``,
-``--predictor`` and ``--target`` limit what is tuned, where what was found before stays, and what the others run. What a
-policy computes is counted in calls of blocks, of both guidance passes. `report` appends to
+are of 96 x 144 pixels, finalists of the model's own size, or with ``--small`` of that, too. All parts go on where they
+were stopped. ``--policy``, ``--predictor`` and ``--target`` limit what is tuned, where what was found before stays, and
+what the others run. What a policy computes is counted in calls of blocks, of both guidance passes. `report` appends to
 benchmarks/results/caching.jsonl.
 """
 
