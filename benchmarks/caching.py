@@ -17,6 +17,7 @@ benchmarks/results/caching.jsonl.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -42,7 +43,7 @@ from masks import (
     spread,
 )
 
-from vidaccel.eval.caches import read_cache
+from vidaccel.eval.caches import flat, read_cache
 from vidaccel.eval.record import append_line
 from vidaccel.eval.table import RECORDS
 
@@ -236,20 +237,30 @@ def collect(place: Place, searches: list[Search], prompts: list[str]) -> None:
     by_setting: dict[str, list[dict[str, Any]]] = {}
     for record in read_records(place.folder("tune")) if (place.folder("tune") / RECORDS).exists() else ():
         if record["cached"] and record["prompt"] in prompts:
-            by_setting.setdefault(key_of(record["cached"]["setting"]), []).append(record)
+            by_setting.setdefault(key_in(record), []).append(record)
     for each, (key, records) in itertools.product(searches, by_setting.items()):
         base, knob, _ = SWEPT[each.policy]
         setting = records[0]["cached"]["setting"]
         if setting["name"] == base["name"] and len(records) == len(prompts):
             value = setting["options"][knob]
-            if key_of(read_cache(each.cache(value))) == key:
+            if key_of(each.cache(value)) == key:
                 snr = [record["metrics"]["latent_snr"] for record in records]
                 each.tried[value] = share_of(records), None if None in snr else statistics.mean(snr)
 
 
-def key_of(setting: Any) -> str:
-    """A cache's setting, to find it by."""
-    return json.dumps({name: item for name, item in setting.items() if name != "calibration"}, sort_keys=True)
+def key_of(cache: Any) -> str:
+    """A cache as it is given, to find it by."""
+    return json.dumps(read_cache(cache), sort_keys=True)
+
+
+@functools.lru_cache(4096)
+def _recorded(setting: str) -> str:
+    return key_of(flat(json.loads(setting)))
+
+
+def key_in(record: dict[str, Any]) -> str:
+    """The same of the cache that a record had."""
+    return _recorded(json.dumps(record["cached"]["setting"]))
 
 
 def share_of(records: list[dict[str, Any]]) -> float:
@@ -289,7 +300,7 @@ def finalists(place: Place, only: Only, part: str) -> None:
 
 def rows(place: Place, part: str) -> Rows:
     """The records of an eval by row: what they are and which share they were meant to compute."""
-    known = {key_of(read_cache(each["cache"])): (f"{each['policy']}/{each['predictor']}", each["target"])
+    known = {key_of(each["cache"]): (f"{each['policy']}/{each['predictor']}", each["target"])
              for each in place.found()}  # fmt: skip
     records = read_records(place.folder(part))
     by_cell = {record["cell"]: record for record in records}
@@ -308,7 +319,7 @@ def _row(record: dict[str, Any], by_cell: dict[str, Any], known: dict[str, Key])
     method = record["method"]["name"]
     if not record["cached"]:
         return method, None
-    key = known.get(key_of(record["cached"]["setting"]))
+    key = known.get(key_in(record))
     return key if key is None or method == "dense" else (f"{method} and {key[0]}", key[1])
 
 
