@@ -53,8 +53,8 @@ TARGETS = {"2/3": 2 / 3, "1/2": 1 / 2}
 HALF = TARGETS["1/2"]
 """Shares of the blocks' calls that a run computes: 1.5 and 2 times as fast at best."""
 PREDICTORS: dict[str, Any] = {
-    "hold": "hold", "taylor1": {"name": "taylor", "order": 1}, "taylor2": {"name": "taylor", "order": 2},
-    "fitted": "fitted", "affine": "affine",
+    "hold": "hold", "taylor": "taylor", "line": {"name": "taylor", "trend": 1.0},
+    "parabola": {"name": "taylor", "order": 2}, "fitted": "fitted", "affine": "affine",
 }  # fmt: skip
 IDENTITY = {"name": "teacache", "coefficients": [1, 0]}
 SWEPT: dict[str, tuple[dict[str, Any], str, tuple[float, float]]] = {
@@ -76,7 +76,7 @@ ROUNDS = 12
 SMALL = {"height": 96, "width": 144}
 PARTS = ("quick", "finalists", "finalists-small")
 """Folders of what is reported."""
-FINALISTS = ("static/fitted", "easycache/taylor1")
+FINALISTS = ("static/fitted", "easycache/taylor")
 """The best in trials on the prompts for tuning, and the best of those without a calibration, which a sparse run can
 have, too; in full beside evenly spread steps and their own baselines."""
 SPARSE = entry("head_profile", density=0.3)
@@ -343,15 +343,22 @@ def comparisons(found: Rows) -> Iterator[dict[str, Any]]:
 def table(found: Rows) -> str:
     """A Markdown table: a line for each row, the share that it computes, steps, and means of the metrics."""
     shown = [name for name in METRICS if any(name in means(cells) for cells in found.values())]
-    lines = [f"| {' | '.join(['', 'target', 'computed', 'steps', 'n', *shown])} |", "|---" * (5 + len(shown)) + "|"]
+    heads = ["", "target", "computed", "steps", "n", "denoising, s", *shown]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for (label, target), cells in sorted(found.items(), key=lambda item: (item[0][1] or 1, item[0][0])):
         values = means(cells)
         steps = statistics.mean(each["settings"]["num_inference_steps"] for each in cells)
         share = "-" if cells[0]["cached"] is None else f"{share_of(cells):.3f}"
         texts = [f"{values[name]:.3f}" if name in values else "-" for name in shown]
-        words = [label, "-" if target is None else f"{target:.3f}", share, f"{steps:g}", str(len(cells)), *texts]
+        words = [label, "-" if target is None else f"{target:.3f}", share, f"{steps:g}", str(len(cells)),
+                 f"{seconds(cells):.2f}", *texts]  # fmt: skip
         lines.append(f"| {' | '.join(words)} |")
     return "\n".join(lines)
+
+
+def seconds(cells: list[dict[str, Any]]) -> float:
+    """Median time of a run's denoising."""
+    return statistics.median((each["timing"]["denoising"] or each["timing"])["fast_median"] for each in cells)
 
 
 def report(work: Path) -> None:
@@ -365,7 +372,7 @@ def report(work: Path) -> None:
             shared = {"benchmark": "caching", "part": part, "family": family, "steps": place.steps}
             for (label, target), cells in found.items():
                 share = None if cells[0]["cached"] is None else share_of(cells)
-                about = {"row": label, "target": target, "computed": share}
+                about = {"row": label, "target": target, "computed": share, "denoising_seconds": seconds(cells)}
                 append_line(RESULTS, {**shared, **about, **means(cells)} | where)
             print(f"\n### {part}, {family}, {place.steps} steps\n\n{table(found)}\n")
             for pair in comparisons(found):

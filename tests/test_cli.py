@@ -174,7 +174,7 @@ def test_ls_names_everything(miniature: Path) -> None:
     assert values["compensations"]["centroid"]["options"] == ["kept_mb"]
     assert "2505.22918" in values["compensations"]["residual"]["paper"]
     assert values["caches"]["easycache"]["options"] == ["threshold"] and "2507.02860" in str(values["caches"])
-    assert values["predictors"]["taylor"]["options"] == ["order", "start"]
+    assert values["predictors"]["taylor"]["options"] == ["order", "start", "trend"]
     assert "guidance_interval" in values["cache_limits"]
     assert values["miniatures"] == ["miniature:wan"] and values["profiles"]
     text = run("ls")
@@ -261,7 +261,7 @@ def test_generate_with_a_cache_alone_tells_what_it_computed(folder: Path, tmp_pa
     words = generate_words(folder, tmp_path / "clip.mp4", "--method", "dense", "--cache", "static")
     words += ["--cache-set", "compute=[0, 1]", "--cache-set", "min-steps=1", "--cache-set", "predictor=taylor"]
     cache = json_of(*words)["sparse"]["cache"]
-    assert cache["name"] == "static" and cache["predictor"] == {"name": "taylor", "order": 1, "start": 2}
+    assert cache["name"] == "static" and cache["predictor"] == {"name": "taylor", "order": 1, "start": 2, "trend": 0.7}
     assert [each["what"] for each in cache["decisions"][::2]] == ["computed", "computed", "predicted", "predicted"]
     taylor = '{"name": "taylor", "order": 2, "start": 0}'
     assert "predictor taylor" in run(*words[:-1], f"predictor={taylor}").stdout

@@ -26,7 +26,8 @@ def test_forms() -> None:
 def test_every_cache_is_json() -> None:
     for policy in (EasyCache(), Told((1, 2)), ToldOutput()):
         made = json.loads(json.dumps(Cache(policy, Taylor(1)).to_dict()))
-        assert made["name"] == policy.name and made["predictor"] == {"name": "taylor", "order": 1, "start": 2}
+        assert made["name"] == policy.name
+        assert made["predictor"] == {"name": "taylor", "order": 1, "start": 2, "trend": 0.7}
         assert Cache(policy).computed == (1 if policy.name != "easycache" else 0.1, 1)
 
 

@@ -133,7 +133,7 @@ def test_is_the_slow_one(place: Place, reused: tuple[int, ...], interval: int, o
     pipe = tiny.tiny_wan()
     limit = middle(pipe, place, reused) if limited else None
     expected, slow = slow_run(pipe, place, Slow(reused, interval, limit, order))
-    cache = Cache(Told(reused), Taylor(start=0) if order else Hold(), reuse=place.value, min_steps=1,
+    cache = Cache(Told(reused), Taylor(start=0, trend=1) if order else Hold(), reuse=place.value, min_steps=1,
                   guidance_interval=interval, guidance_change=limit)  # fmt: skip
     with vidaccel.enable(pipe, None, cache=cache) as session:
         found = run("wan", pipe, num_inference_steps=STEPS)
@@ -152,7 +152,7 @@ def test_equal_passes_are_exact(place: Place) -> None:
     """Where the prompts are the same, no step changes the difference, and nothing is lost."""
     pipe, same = tiny.tiny_wan(), {"prompt": "a red circle", "negative_prompt": "a red circle"}
     stock = run("wan", pipe, num_inference_steps=STEPS, **same)
-    cache = Cache(Told(), Taylor(start=0), reuse=place.value, min_steps=1, guidance_change=1e-3)
+    cache = Cache(Told(), Taylor(start=0, trend=1), reuse=place.value, min_steps=1, guidance_change=1e-3)
     with vidaccel.enable(pipe, None, cache=cache) as session:
         np.testing.assert_allclose(run("wan", pipe, num_inference_steps=STEPS, **same), stock, atol=1e-5)
         made = decided(session, "uncond")

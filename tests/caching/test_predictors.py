@@ -42,7 +42,7 @@ def by_definition(values: dict[int, Tensor], order: int, step: int) -> Tensor:
 def test_taylor_is_its_definition(order: int, steps: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     values = {step: torch.randn(2, 5, 3, generator=generator) for step in steps}
-    series = Taylor(order, start=0)
+    series = Taylor(order, start=0, trend=1)
     kept = history(series, values)
     for ahead in (1, 2, 3):
         expected = by_definition(values, order, steps[-1] + ahead)
@@ -53,8 +53,19 @@ def test_taylor_is_its_definition(order: int, steps: tuple[int, ...]) -> None:
 def test_taylor_continues_a_line() -> None:
     line = {step: torch.tensor([2.0 * step + 1, -step]) for step in (3, 4, 7)}
     for order in (1, 2):
-        kept = history(Taylor(order), line)
-        torch.testing.assert_close(Taylor(order).predict(kept, 10), torch.tensor([21.0, -10.0]))
+        made = Taylor(order, trend=1.0)
+        torch.testing.assert_close(made.predict(history(made, line), 10), torch.tensor([21.0, -10.0]))
+
+
+def test_taylor_goes_part_of_the_way() -> None:
+    """From what was computed last to what the whole series gives."""
+    generator = torch.Generator().manual_seed(0)
+    values = {step: torch.randn(4, generator=generator) for step in (2, 3, 5)}
+    for order in (1, 2):
+        made, whole = Taylor(order, trend=0.4), Taylor(order, trend=1)
+        expected = values[5] + 0.4 * (whole.predict(history(whole, values), 8) - values[5])
+        torch.testing.assert_close(made.predict(history(made, values), 8), expected)
+    assert Taylor().trend == 0.7
 
 
 def test_taylor_waits_for_its_start() -> None:
@@ -72,7 +83,7 @@ def test_taylor_waits_for_its_start() -> None:
 def test_half_precision_keeps_small_differences() -> None:
     """A sum of large terms would round them away."""
     values = {3: torch.full((4,), 100.0, dtype=torch.bfloat16), 4: torch.full((4,), 100.5, dtype=torch.bfloat16)}
-    found = Taylor().predict(history(Taylor(), values), 6)
+    found = Taylor(trend=1).predict(history(Taylor(), values), 6)
     assert found.dtype == torch.bfloat16 and torch.equal(found, torch.full((4,), 101.5, dtype=torch.bfloat16))
 
 
@@ -133,7 +144,8 @@ def test_names() -> None:
 
 @pytest.mark.parametrize("given", ["spline", {"order": 1}, {"name": "taylor", "degree": 1}, 3,
                                    {"name": "taylor", "order": 3}, {"name": "taylor", "start": -1},
-                                   {"name": "taylor", "order": True}, {"name": "fitted", "outputs": 5},
+                                   {"name": "taylor", "order": True}, {"name": "taylor", "trend": 0},
+                                   {"name": "taylor", "trend": 1.1}, {"name": "fitted", "outputs": 5},
                                    {"name": "fitted", "outputs": 0}])  # fmt: skip
 def test_refusals(given: object) -> None:
     with pytest.raises(ValueError, match="predictor"):

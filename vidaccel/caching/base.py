@@ -109,7 +109,9 @@ class CachePolicy(ABC):
     paper: ClassVar[str] = ""
     """Source paper."""
     place: ClassVar[Place] = Place.STACK
-    """What it goes by, and what is reused unless the user says otherwise (`Cache.reuse`)."""
+    """What it goes by, and unless `gives` or the user says otherwise (`Cache.reuse`) what is reused."""
+    gives: ClassVar[Place | None] = None
+    """What is reused instead."""
     leads: ClassVar[bool] = True
     """Whether the first guidance pass of a step decides for all; else each decides for itself."""
     first_steps: ClassVar[float] = 1

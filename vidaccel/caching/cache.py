@@ -102,7 +102,7 @@ class Cache:
         """What is kept and reused."""
         if self.reuse is not None:
             return Place(self.reuse)
-        return self.policy.place if self.predictor.place is None else self.predictor.place
+        return self.predictor.place or self.policy.gives or self.policy.place
 
     @property
     def calibrations(self) -> dict[CacheCalibration, bool]:

@@ -21,7 +21,8 @@ class EasyCache(CachePolicy):
     With ``x`` the latents that the model gets, ``v`` what it returns and ``c`` the last computed step, each step adds
     ``k * mean|x - x before| / mean|v_c|``, where ``x before`` is of the step before, reused or not. Below `threshold`
     it is reused, else it is computed and the sum starts from 0 again. Each computed step measures ``k = mean|v - v_c| /
-    mean|x - x_c|`` against the one before it, so the first two are always computed. Reuse gives ``x + (v_c - x_c)``.
+    mean|x - x_c|`` against the one before it, so the first two are always computed. Reused is ``v`` as it is, where the
+    paper's ``x + (v_c - x_c)`` is ``reuse="output"`` held: that was 1 to 7 dB worse on three trained miniatures.
 
     Latents are far smaller than a model's tokens: three of them in fp32 are kept. Nothing has to be calibrated. Each
     step that may be reused waits for the device once.
@@ -39,6 +40,7 @@ class EasyCache(CachePolicy):
     name: ClassVar[str] = "easycache"
     paper: ClassVar[str] = "https://arxiv.org/abs/2507.02860"
     place: ClassVar[Place] = Place.OUTPUT
+    gives: ClassVar[Place | None] = Place.PREDICTION
     first_steps: ClassVar[float] = 0.1
 
     threshold: float = 0.05
