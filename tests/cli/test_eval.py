@@ -104,7 +104,7 @@ def test_caches_cross_methods(folder: Path, tmp_path: Path) -> None:
     assert more["cells"] == 3 and more["skipped"] == 1 and not more["failed"]
     shares = {row["label"]: row["computed_share"] for row in more["rows"]}
     assert shares["dense"] is None and shares["dense+easycache"] == 1.0, "too few steps"
-    assert shares["dense+static(compute=0 2, min_steps=1)"] == 0.75
+    assert shares["dense+static(compute=0 2, min_steps=1)"] == 0.5
 
 
 def test_a_settings_file_and_flags_over_it(folder: Path, tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def decay_blocks(each: Decay, layout: TokenLayout, sequence: Sequence, block: in
         spread = [tokens[math.floor((n + 0.5) * len(tokens) / samples)] for n in range(samples)] if tokens else []
         chosen.append([(token.frame, token.row, token.column) for token in spread])
 
+    @functools.cache
     def weight(query: tuple[int, ...], key: tuple[int, ...]) -> float:
         stretched = (False, *[each.unit == "frame"] * 2)
         levels = [decay_level(*axis) for axis in zip(tables, each.grid, sizes, query, key, stretched, strict=True)]
