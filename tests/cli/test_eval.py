@@ -83,7 +83,8 @@ def test_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     assert labels == ["dense", "radial", "fewer-steps for radial", "random for radial"]
     assert {row["cells"] for row in values["rows"]} == {4} and values["rows"][0]["identical"] == 4
     shown = result.stderr.splitlines()
-    assert sum(": step 1 of 2" in line for line in shown) == 16, "one line for each cell"
+    # Fewer steps in equal time may be one, on a machine that is busy with other work.
+    assert sum(": step 1 of " in line for line in shown) == 16, "one line for each cell"
     assert "2/16 radial 0.8, seed 0, a red circle mo...: step 1 of 2" in shown
     record = json.loads(next((tmp_path / "out").glob("cells/*radial-0.8*/record.json")).read_text())
     assert record["settings"]["num_frames"] == 33 and record["negative_prompt"] == "blurry"

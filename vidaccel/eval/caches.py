@@ -21,6 +21,10 @@ CacheValues = dict[str, Any] | str
 """As `Cache.to_dict` has it; `NONE` without one."""
 
 
+SETTING = ("name", "options", "predictor", "limits", "calibration", "fitted_to")
+"""What of a summary's cache is its setting."""
+
+
 def read_cache(item: Any) -> CacheValues:
     """An entry of the axis: `NONE`, a policy's name, or a mapping of ``name``, its options, limits and ``predictor``.
 
@@ -111,7 +115,7 @@ def cached_run(summary: Mapping[str, Any], blocks: int, steps: int) -> dict[str,
     if made is None:
         return None
     decisions = made["decisions"]
-    told = {name: made[name] for name in ("name", "options", "predictor", "limits", "calibration") if name in made}
+    told = {name: made[name] for name in SETTING if name in made}
     calls = len(decisions) * blocks
     # A run that is too short for its cache has no decisions: all of it was computed.
     steps_of = {each["step"] for each in decisions if each["what"] not in GIVEN} if decisions else range(steps)
