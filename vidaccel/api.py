@@ -93,8 +93,8 @@ def enable(
         raise ValueError(whole(wrapped))
     if reuse is not None:
         reuse.policy.check_models(models)
-    for calibration in () if reuse is None else reuse.calibrations:
-        calibration.check_models(models)
+        for calibration in reuse.calibrations:
+            calibration.check_models(models)
     if schedule is None:
         own = profile.schedule if profile and profile.schedule else chosen.schedule()
         schedule = own or family.schedule(target, transformer)

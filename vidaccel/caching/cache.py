@@ -63,8 +63,7 @@ class Cache:
     def __post_init__(self) -> None:
         self._settle()
         for name in ("first_steps", "last_steps"):
-            if (value := getattr(self, name)) is not None:
-                _check_steps(name, value)
+            _check_steps(name, getattr(self, name))
         for name, least in (("most_reused", 1), ("guidance_interval", 1), ("min_steps", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
