@@ -22,6 +22,8 @@ import itertools
 import json
 import math
 import statistics
+import subprocess
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,6 +104,11 @@ class Place:
     @property
     def calibration(self) -> str:
         return f"miniature:{self.family}/cache-{self.steps}.json"
+
+    @property
+    def under_sparse(self) -> Path:
+        """The calibration of runs that are sparse, too, where there is one."""
+        return self.work / "sparse" / f"{self.name}.json"
 
     def folder(self, part: str) -> Path:
         return self.work / part / self.name
@@ -191,6 +198,23 @@ def counted(policy: str, predictor: str, target: float, place: Place) -> dict[st
         stride = (place.steps - 1) / (count - 1)
         told = {"name": "static", "compute": sorted({round(at * stride) for at in range(count)})}
     return with_file(policy, told, predictor, place)
+
+
+def under_sparse(place: Place) -> dict[str, Any]:
+    """The steps and predictor of a calibration under `SPARSE`, at half the work."""
+    return {**counted("static", "fitted", HALF, place), "file": str(place.under_sparse)}
+
+
+def calibrate_under_sparse(place: Place) -> None:
+    """As the miniatures' own calibrations were made, but of sparse runs."""
+    prompts = place.work / "sparse" / "prompts.txt"
+    texts = [line for line in CALIBRATION.read_text(encoding="utf-8").splitlines() if line.strip()][:4]
+    prompts.parent.mkdir(parents=True, exist_ok=True)
+    prompts.write_text("\n".join(texts) + "\n", encoding="utf-8")
+    method = ["--method", SPARSE["name"], "--density", str(SPARSE["density"])]
+    subprocess.run([sys.executable, "-m", "vidaccel.cli", "calibrate-cache", "--model", f"miniature:{place.family}",
+                    "--prompts", str(prompts), "--steps", str(place.steps), *method, "--out",
+                    str(place.under_sparse)], check=True)  # fmt: skip
 
 
 def goes_with(policy: str, predictor: str) -> bool:
@@ -284,7 +308,8 @@ def quick(place: Place, only: Only) -> None:
 
 
 def finalists(place: Place, only: Only, part: str) -> None:
-    """`FINALISTS` at half the work, with their baselines; then the one that sparse runs can have beside these."""
+    """`FINALISTS` at half the work, with their baselines; then sparse runs, without a cache, with the one that needs no
+    calibration and with a calibration of their own."""
     size = SMALL if part == PARTS[-1] else {}
     caches = {f"{each['policy']}/{each['predictor']}": each["cache"] for each in place.found()
               if each["target"] == HALF and only.has(each)}  # fmt: skip
@@ -296,12 +321,18 @@ def finalists(place: Place, only: Only, part: str) -> None:
     if (free := FINALISTS[1]) in caches:
         both = {"method": ["dense", SPARSE], "cache": ["none", caches[free]], "baselines": False}
         place.evaluate(part, {**both, **size}, PROMPTS)
+        if not place.under_sparse.exists():
+            calibrate_under_sparse(place)
+        both = {"method": SPARSE, "cache": under_sparse(place), "baselines": False}
+        place.evaluate(part, {**both, **size}, PROMPTS)
 
 
 def rows(place: Place, part: str) -> Rows:
     """The records of an eval by row: what they are and which share they were meant to compute."""
     known = {key_of(each["cache"]): (f"{each['policy']}/{each['predictor']}", each["target"])
              for each in place.found()}  # fmt: skip
+    if place.under_sparse.exists():
+        known[key_of(under_sparse(place))] = FINALISTS[0], HALF
     records = read_records(place.folder(part))
     by_cell = {record["cell"]: record for record in records}
     found: Rows = {}
