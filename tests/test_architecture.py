@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"layout", "mask", "plan", "site", "schedule"}
 RUN = BASE | {"patterns", "methods", "compensation", "caching", "planning", "kernels", "pipelines"}
 PUBLIC = RUN | {"session", "clock", "debug", "summary", "profile", "api", "miniature", "_version", "files"}
-PUBLIC |= {"costs", "heads", "strict", "architecture", "calibration"}
+PUBLIC |= {"asked", "costs", "heads", "strict", "architecture", "calibration", "tensors"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
@@ -46,10 +46,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stored": {"layout", "patterns", "strict"},
     "heads": BASE | {"patterns", "planning", "strict", "architecture", "stored"},
     "profile": BASE | {"files", "miniature", "heads", "strict", "architecture"},
+    "watch": {"patched", "pipelines"},
     "patched": RUN,
     "setting": RUN | {"costs", "patched"},
-    "session": RUN | {"clock", "costs", "debug", "patched", "setting", "statics", "summary"},
-    "api": RUN | {"patched", "session", "setting", "summary", "profile"},
+    "calls": RUN | {"costs", "debug", "setting", "statics", "summary"},
+    "asked": RUN | {"patched", "setting", "profile"},
+    "session": RUN | {"calls", "clock", "patched", "setting", "statics", "summary", "watch"},
+    "api": RUN | {"asked", "session", "summary", "profile"},
+    "tensors": RUN | {"asked", "calls", "profile", "setting", "summary"},
     "calibration": RUN | {"_version", "api", "architecture", "clock", "costs", "files", "heads", "patched", "profile",
                           "session", "setting"},
     "miniature": {"_version"},

@@ -65,3 +65,11 @@ def test_a_schedulers_count_alone_is_no_step():
         clock.tick(value, timesteps, torch.float32, index or None)
         found.append((clock.step, clock.calls))
     assert found == [(0, 0), (1, 0), (1, 1)]
+
+
+def test_timesteps_that_rise() -> None:
+    clock, timesteps = Clock(rising=True), torch.tensor([0.0, 10.0, 400.0])
+    assert [clock.tick(time, timesteps) for time in (0.0, 0.0, 10.0, 400.0)] == [True, False, False, False]
+    assert (clock.step, clock.steps, clock.calls, clock.timesteps) == (2, 3, 0, (0.0, 10.0, 400.0))
+    assert clock.tick(0.0, timesteps) and clock.step == 0
+    assert clock.tick(10.0, timesteps.clone()) and clock.steps == 2

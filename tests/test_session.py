@@ -10,10 +10,10 @@ import torch
 
 import vidaccel
 from tests import tiny
+from vidaccel.calls import LAYOUTS_KEPT
 from vidaccel.costs import CostModel, default_for
 from vidaccel.pipelines.base import Mode
 from vidaccel.plan import AttentionPlan, BlockMask
-from vidaccel.session import LAYOUTS_KEPT
 from vidaccel.site import Site
 
 SPARSE = {"min_tokens": 0, "schedule": {"dense_first_steps": 0, "dense_first_layers": 0}}
@@ -306,7 +306,7 @@ def test_plans_of_old_layouts_and_numbers_of_steps_are_dropped(pipe):
     session = vidaccel.enable(pipe, Sites(), **SPARSE)
     for steps in range(1, LAYOUTS_KEPT + 3):
         tiny.generate(pipe, num_inference_steps=steps)
-    assert session._statics_of.cache_info().currsize == LAYOUTS_KEPT
+    assert session.calls.statics_of.cache_info().currsize == LAYOUTS_KEPT
 
 
 def test_enabling_again_replaces_and_a_refused_setting_changes_nothing(pipe):

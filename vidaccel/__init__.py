@@ -13,21 +13,25 @@ from vidaccel.calibration import calibrate, calibrate_cache
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, Method
 from vidaccel.miniature import load_miniature
+from vidaccel.pipelines.generic import Generic
 from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 from vidaccel.session import Session
 from vidaccel.site import Site
 from vidaccel.summary import Summary
+from vidaccel.tensors import AttentionState, sparse_attention
 
 __all__ = [
     "METHODS",
     "POLICIES",
     "AttentionPlan",
+    "AttentionState",
     "BlockMask",
     "Cache",
     "CachePolicy",
     "ExtraKeys",
+    "Generic",
     "Method",
     "Profile",
     "Schedule",
@@ -41,6 +45,7 @@ __all__ = [
     "disable",
     "enable",
     "load_miniature",
+    "sparse_attention",
     "summary",
 ]
 

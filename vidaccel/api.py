@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-from vidaccel import compensation as compensations
 from vidaccel import kernels
-from vidaccel import profile as profiles
+from vidaccel.asked import AUTO, method_of, profile_of, setting_of
 from vidaccel.caching import Cache, CachePolicy
 from vidaccel.caching import cache as make_cache
 from vidaccel.caching.runtime import whole
 from vidaccel.compensation import Compensation
-from vidaccel.methods import METHODS, Method, ModelFacts, named
-from vidaccel.methods import method as make_method
-from vidaccel.methods.head_profile import HeadProfile
-from vidaccel.patched import Untouched
-from vidaccel.pipelines import compiled, experts, family_of
+from vidaccel.methods import Method, ModelFacts
+from vidaccel.pipelines import compiled, experts, family_for, family_of
+from vidaccel.pipelines.base import Family
+from vidaccel.pipelines.generic import Generic
 from vidaccel.profile import Profile
 from vidaccel.schedule import Schedule
 from vidaccel.session import ATTRIBUTE, Session
-from vidaccel.setting import Setting
 from vidaccel.summary import Summary
-
-AUTO = "auto"
 
 
 def enable(
@@ -42,6 +38,7 @@ def enable(
     check_finite: bool = False,
     compensation: str | Mapping[str, Any] | Compensation | None = None,
     cache: str | Mapping[str, Any] | CachePolicy | Cache | None = None,
+    family: str | Generic | None = None,
     **options: Any,
 ) -> Session:
     """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
@@ -66,6 +63,8 @@ def enable(
         cache: which steps reuse what earlier ones computed: a policy's name; ``{"name": ..., OPTION: ...}`` with
             options of the policy and limits of `vidaccel.caching.Cache`; a policy; or a `Cache`. None computes every
             step.
+        family: None for that of the transformer's class. "generic", or a `vidaccel.Generic` that says more, is for a
+            class that has none: its stock processors run with the attention replaced.
         options: fields of the method, such as ``density=0.25``.
 
     Returns:
@@ -78,14 +77,15 @@ def enable(
     """
     modules = experts(target)
     transformer = next(iter(modules.values()))
-    family = family_of(transformer)
+    told = family_for(family, modules)
+    known = told or family_of(transformer)
     if method is None and cache is None:
         raise ValueError('method=None leaves attention alone, and there is no cache: nothing would be enabled; give a '
                          'cache, or method="auto"')  # fmt: skip
-    profile = _profile(target, method)
+    profile = profile_of(method, getattr(getattr(target, "config", None), "_name_or_path", None))
     reuse = make_cache(cache)
-    chosen = _method(method, profile, family.name, options)
-    models = {name: facts(module) for name, module in modules.items()}
+    chosen = method_of(method, profile, known.published, options)
+    models = {name: facts(module, told) for name, module in modules.items()}
     if profile is not None:
         profile.check(models)
     chosen.check_models(models)
@@ -95,36 +95,34 @@ def enable(
         reuse.policy.check_models(models)
         for calibration in reuse.calibrations:
             calibration.check_models(models)
-    if schedule is None:
-        own = profile.schedule if profile and profile.schedule else chosen.schedule()
-        schedule = own or family.schedule(target, transformer)
-    resolved = Schedule.of(schedule)
+    setting = setting_of(
+        chosen, profile, lambda: known.schedule(target, transformer), schedule=schedule, backend=backend,
+        min_tokens=min_tokens, steps=num_inference_steps, precision=precision, check_finite=check_finite,
+        compensation=compensation, cache=reuse,
+    )  # fmt: skip
     if not hasattr(target, "scheduler"):
-        resolved.resolve(num_inference_steps, 1, reuse.computed if reuse else None)
-    min_tokens = profile.min_tokens if min_tokens is None and profile else min_tokens
-    if min_tokens is not None and (not isinstance(min_tokens, int) or min_tokens < 0):
-        raise ValueError(f"min_tokens={min_tokens!r} is not a whole number of at least 0")
-    precision = profile.precision if precision is None and profile else precision
-    compensation = profile.compensation if compensation is None and profile else compensation
+        setting.schedule.resolve(num_inference_steps, 1, setting.computed)
     device = getattr(target, "_execution_device", None) or transformer.device
-    kernels.choose(backend, family.probe(transformer, device), precision)  # type: ignore[arg-type]
-    made_up = compensations.compensation(compensation)
-    chosen = chosen.compensated(made_up.name if made_up else None)
-    setting = Setting(chosen, resolved, backend, min_tokens, num_inference_steps, precision, check_finite, made_up,
-                      cache=reuse)  # fmt: skip
-    session = Session(target, modules, setting)
-    _replace(modules, session)
+    kernels.choose(backend, known.probe(transformer, device), setting.precision)  # type: ignore[arg-type]
+    session = Session(target, modules, dataclasses.replace(setting, family=told))
+    _replace(target, session)
     return session
 
 
-def _replace(modules: dict[str, nn.Module], session: Session) -> None:
-    previous = {id(old): old for module in modules.values() if (old := module.__dict__.get(ATTRIBUTE)) is not None}
-    for old in previous.values():
+def _sessions(target: Any) -> list[Session]:
+    """What is enabled on a pipeline or its transformers, also where a transformer was replaced since."""
+    holders = (target, *experts(target).values())
+    return list(dict.fromkeys(found for each in holders if (found := each.__dict__.get(ATTRIBUTE)) is not None))
+
+
+def _replace(target: Any, session: Session) -> None:
+    previous = _sessions(target)
+    for old in previous:
         old.detach()
     try:
         session.attach()
     except BaseException:
-        for old in previous.values():
+        for old in previous:
             old.attach()
         raise
 
@@ -135,10 +133,8 @@ def disable(target: Any) -> None:
     Raises:
         ValueError: `target` has no video transformer.
     """
-    for module in experts(target).values():
-        session = module.__dict__.get(ATTRIBUTE)
-        if session is not None:
-            session.detach()
+    for session in _sessions(target):
+        session.detach()
 
 
 @contextlib.contextmanager
@@ -148,16 +144,16 @@ def set_aside(pipe: Any) -> Iterator[None]:
     Raises:
         ValueError: `pipe` has no video transformer.
     """
-    found = {id(old): old for module in experts(pipe).values() if (old := module.__dict__.get(ATTRIBUTE))}
+    found = _sessions(pipe)
     bar: dict[str, Any] | None = pipe.__dict__.get("_progress_bar_config")
-    for session in found.values():
+    for session in found:
         session.detach()
     pipe.set_progress_bar_config(**{**(bar or {}), "disable": True})
     try:
         yield
     finally:
         disable(pipe)
-        for session in found.values():
+        for session in found:
             session.attach()
         if bar is None:
             del pipe._progress_bar_config
@@ -171,61 +167,18 @@ def summary(target: Any) -> Summary:
     Raises:
         ValueError: sparse attention is not enabled on `target`.
     """
-    for module in experts(target).values():
-        session = module.__dict__.get(ATTRIBUTE)
-        if isinstance(session, Session):
-            return session.summary()
+    for session in _sessions(target):
+        return session.summary()
     raise ValueError(f"sparse attention is not enabled on this {type(target).__name__}: call enable first")
 
 
-def facts(transformer: nn.Module) -> ModelFacts:
-    """What methods may know of a denoiser.
+def facts(transformer: nn.Module, family: Family | None = None) -> ModelFacts:
+    """What methods may know of a denoiser, of the family of its class unless another is given.
 
     Raises:
         ValueError: no family supports its class.
     """
-    family = family_of(transformer)
+    family = family or family_of(transformer)
     values: Any = transformer.config
     config = {name: item for name, item in dict(values).items() if not name.startswith("_")}
     return ModelFacts(type(transformer).__name__, config, len(family.sites(transformer)), *family.heads(transformer))
-
-
-def profiled(profile: Profile, family: str, options: Mapping[str, Any]) -> Method:
-    """The method of a profile for a model family, with some of its options overridden.
-
-    Raises:
-        ValueError: no such method or option, or a bad value.
-    """
-    cls = named(profile.method)
-    merged = cls.merged(profile.options, dict(options))
-    if profile.heads is not None and issubclass(cls, HeadProfile) and "profile" not in options:
-        return cls.of(profile, **merged)
-    try:
-        return cls.for_family(family, **merged)
-    except TypeError as error:
-        raise ValueError(f"options of the profile do not fit method {profile.method!r}: {error}") from error
-
-
-def _profile(target: Any, method: Any) -> Profile | None:
-    if isinstance(method, Profile):
-        return method
-    if isinstance(method, os.PathLike) or (isinstance(method, str) and method.endswith(".json")):
-        return Profile.from_pretrained(method) if os.path.isdir(method) else Profile.load(method)
-    config = getattr(target, "config", None)
-    return profiles.find(getattr(config, "_name_or_path", None)) if method == AUTO else None
-
-
-def _method(method: Any, profile: Profile | None, family: str, options: dict[str, Any]) -> Method:
-    if isinstance(method, Method):
-        if options:
-            raise ValueError(f"options ({', '.join(options)}) go with a method's name; {method!r} has its own")
-        return method
-    if method is None:
-        if options:
-            raise ValueError(f"method=None leaves attention alone and has no options, got {', '.join(options)}")
-        return Untouched()
-    if profile is not None:
-        return profiled(profile, family, options)
-    if not isinstance(method, str):
-        raise ValueError(f"method {method!r} is neither a name ({', '.join(METHODS)}) nor a Method nor a profile")
-    return make_method("radial" if method == AUTO else method, family, **options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any
 
 import torch
@@ -14,14 +13,19 @@ class Clock:
     """Counts steps and guidance passes from the timesteps that the transformers are called with.
 
     A new run is a new `scheduler.timesteps` object (every pipeline sets its timesteps anew, also after a run that an
-    exception ended) or a timestep that rises. Known gap: on a bare transformer, a run of one step that follows another
-    run of one step at the same timestep is not seen as new.
+    exception ended) or a timestep that goes back. Known gap: on a bare transformer, a run of one step that follows
+    another run of one step at the same timestep is not seen as new.
+
+    Args:
+        steps: of a run, for bare transformers.
+        rising: whether timesteps rise over a run; with nearly all models they fall.
     """
 
-    def __init__(self, steps: int | None = None) -> None:
+    def __init__(self, steps: int | None = None, rising: bool = False) -> None:
         self._given = steps
+        self._onwards = 1 if rising else -1
         self._source: Tensor | None = None
-        self._last = math.inf
+        self._last = 0.0
         self._index: int | None = None
         self._fresh = True
         self.step = 0
@@ -33,18 +37,21 @@ class Clock:
         self.calls = 0
         """Transformer calls of this step before the present one."""
 
-    def read(self, timestep: Tensor, scheduler: Any) -> bool:
+    def read(self, timestep: Tensor, scheduler: Any, scheduled: Tensor | None = None) -> bool:
         """Count one transformer call with this timestep, of any shape: the largest counts; True if it opens a new run.
 
         Args:
             scheduler: the pipeline's, None for a bare transformer.
+            scheduled: its timesteps as the transformer gets them, where those are others.
         """
         timesteps = getattr(scheduler, "timesteps", None)
         known = timesteps if isinstance(timesteps, Tensor) else None
-        return self.tick(float(timestep.max()), known, timestep.dtype, getattr(scheduler, "_step_index", None))
+        index = getattr(scheduler, "_step_index", None)
+        return self.tick(float(timestep.max()), known, timestep.dtype, index, scheduled)
 
     def tick(
-        self, timestep: float, timesteps: Tensor | None, dtype: torch.dtype = torch.float32, index: int | None = None
+        self, timestep: float, timesteps: Tensor | None, dtype: torch.dtype = torch.float32, index: int | None = None,
+        scheduled: Tensor | None = None,
     ) -> bool:  # fmt: skip
         """Count one transformer call; True if it opens a new run.
 
@@ -54,13 +61,16 @@ class Clock:
             dtype: in which the call had its timestep: HunyuanVideo's pipeline rounds it to bfloat16, and then up to
                 three steps in a row have the same.
             index: of the scheduler's own count of steps, if it has one, by which such steps are told apart.
+            scheduled: `timesteps` as the transformer gets them, where those are others.
         """
-        new_run = self._fresh or timesteps is not self._source or timestep > self._last
+        onwards = (timestep - self._last) * self._onwards
+        new_run = self._fresh or timesteps is not self._source or onwards < 0
         if new_run:
             self._fresh, self._source, self.step, self.calls = False, timesteps, 0, 0
-            self.timesteps = None if timesteps is None else _remaining(timesteps, timestep)
+            known = timesteps if scheduled is None else scheduled
+            self.timesteps = None if known is None else _remaining(known, timestep)
             self.steps = self._given if self.timesteps is None else len(self.timesteps)
-        elif timestep < self._last or (index != self._index and self._rounded_alike(timestep, dtype)):
+        elif onwards > 0 or (index != self._index and self._rounded_alike(timestep, dtype)):
             self.step, self.calls = self.step + 1, 0
         else:
             self.calls += 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from vidaccel.kernels import op
 from vidaccel.methods.base import Method
-from vidaccel.pipelines import family_of
 from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.generic import GenericFamily
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
 
@@ -68,9 +69,8 @@ class Layer:
 class Expert:
     """One patched transformer: its layers, none unless `sparse`, and the hook before its forward."""
 
-    def __init__(self, session: Host, name: str, transformer: nn.Module, sparse: bool) -> None:
-        self.session, self.name, self.transformer = session, name, transformer
-        self.family = family_of(transformer)
+    def __init__(self, session: Host, name: str, transformer: nn.Module, family: Family, sparse: bool) -> None:
+        self.session, self.name, self.transformer, self.family = session, name, transformer, family
         modules: list[Any] = self.family.sites(transformer) if sparse else []
         foreign = [type(module.processor).__name__ for module in modules if not self.family.stock(module.processor)]
         if foreign:
@@ -79,12 +79,41 @@ class Expert:
                 "diffusers' own: remove what set it before enabling sparse attention"
             )
         self.layers = [Layer(session, name, index, self.family, module) for index, module in enumerate(modules)]
+        self._handle: Any = None
+        self._after: Any = None
+
+    def hook(self) -> None:
+        """Be called before each forward."""
+        # Never compiled: a compiler then guards on the modes that the hook sets, one graph for each.
+        hook = torch.compiler.disable(self.before_forward)
+        self._handle = self.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+        if self.layers and isinstance(self.family, GenericFamily):
+            self._after = self.transformer.register_forward_hook(torch.compiler.disable(self.after_forward))
+
+    def unhook(self) -> None:
+        """Undo `hook`; harmless where there is nothing to undo."""
+        for handle in (self._handle, self._after):
+            if handle is not None:
+                handle.remove()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the hook is still there."""
+        return self._handle is not None and self._handle.id in self.transformer._forward_pre_hooks
 
     def before_forward(self, transformer: nn.Module, args: Any, kwargs: Any) -> None:
         """Tell the session of a transformer call, and the layers how to attend in it."""
+        if transformer is not self.transformer:
+            # A deep copy has the same hook, and stock processors.
+            return
         if any(layer.module.processor is not layer.processor for layer in self.layers):
             raise RuntimeError(
                 f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
                 "enabled, as fuse_qkv_projections() does: disable it, then enable it again"
             )
         self.session.begin(self, Call(args, kwargs))
+
+    def after_forward(self, transformer: nn.Module, args: Any, output: Any) -> None:
+        """Let a family that knows its layers only by what it was told look whether they ran."""
+        if transformer is self.transformer and isinstance(self.family, GenericFamily):
+            self.family.finished(transformer)

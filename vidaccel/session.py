@@ -11,30 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vidaccel import debug, kernels
+from vidaccel import watch
 from vidaccel.caching import time_scale
 from vidaccel.caching.passes import Arrival
 from vidaccel.caching.runtime import Runtime
 from vidaccel.caching.signals import twice
+from vidaccel.calls import LAYOUTS_KEPT, Calls, Spot
 from vidaccel.clock import Clock
-from vidaccel.costs import default_for
 from vidaccel.kernels import op
-from vidaccel.layout import TokenLayout
-from vidaccel.methods.base import COMMON
 from vidaccel.patched import Expert, Layer
-from vidaccel.pipelines import family_of
 from vidaccel.pipelines.adapters import adapters
 from vidaccel.pipelines.base import Call, Family, Mode
-from vidaccel.plan import AttentionPlan
 from vidaccel.setting import Moment, Setting
 from vidaccel.site import Site
-from vidaccel.statics import StaticPlans, expected, expected_density
+from vidaccel.statics import StaticPlans, expected_density
 from vidaccel.summary import Summary, Tally
 
 ATTRIBUTE = "_vidaccel_session"
 """Where a patched transformer keeps its session."""
-LAYOUTS_KEPT = 8
-FIRST_STEPS = "in first steps"
 
 
 class Session:
@@ -45,30 +39,39 @@ class Session:
     """
 
     def __init__(self, owner: Any, experts: dict[str, nn.Module], setting: Setting) -> None:
-        self.setting = setting
+        self.calls = Calls(setting)
         self.runs = 0
         self._owner = weakref.ref(owner)
         self._modules = experts
-        self._clock = Clock(setting.steps)
+        self._clock = Clock(setting.steps, self.family.timesteps_rise)
         self._moment: Moment | None = None
-        self._tally = Tally()
-        self._state: dict[tuple[str, str, str, int], dict[str, Any]] = {}
         self._experts: list[Expert] = []
-        self._hooks: list[Any] = []
         self._halves = False
         self._runtime = None if setting.cache is None else Runtime(setting.cache)
-        # Per instance, so that the caches die with the session.
-        self._statics_of = functools.lru_cache(LAYOUTS_KEPT)(self._new_statics)
-        self._backend_on = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
+        # Per instance, so that the cache dies with the session.
+        self._like = functools.lru_cache(LAYOUTS_KEPT)(self._probe)
         if not hasattr(owner, "scheduler"):
             setting.method.check_steps(setting.steps)
         if setting.cache is not None and setting.cache.policy.adjusts:
             time_scale.check(getattr(owner, "scheduler", None))
 
     @property
+    def setting(self) -> Setting:
+        """What the user chose."""
+        return self.calls.setting
+
+    @setting.setter
+    def setting(self, setting: Setting) -> None:
+        self.calls.setting = setting
+
+    @property
+    def _tally(self) -> Tally:
+        return self.calls.tally
+
+    @property
     def family(self) -> Family:
         """The family of the patched model."""
-        return family_of(next(iter(self._modules.values())))
+        return self.setting.family_of(next(iter(self._modules.values())))
 
     def attach(self) -> None:
         """Patch every expert; on an error nothing stays patched.
@@ -78,7 +81,11 @@ class Session:
         """
         try:
             for name, transformer in self._modules.items():
-                self._attach(Expert(self, name, transformer, self.setting.sparse))
+                family = self.setting.family_of(transformer)
+                self._attach(Expert(self, name, transformer, family, self.setting.sparse))
+            owner = self._owner()
+            watch.attach(owner, self._experts)
+            owner.__dict__[ATTRIBUTE] = self
         except BaseException:
             self.detach()
             raise
@@ -87,25 +94,29 @@ class Session:
         self._experts.append(expert)
         for layer in expert.layers:
             layer.patch()
-        # Never compiled: a compiler then guards on the modes that the hook sets, one graph for each.
-        hook = torch.compiler.disable(expert.before_forward)
-        self._hooks.append(expert.transformer.register_forward_pre_hook(hook, with_kwargs=True))
+        expert.hook()
         if self._runtime is not None:
             self._runtime.attach(expert.transformer, expert.family)
         setattr(expert.transformer, ATTRIBUTE, self)
 
     def detach(self) -> None:
         """Undo everything that `attach` did; harmless when there is nothing to undo."""
-        for hook in self._hooks:
-            hook.remove()
+        for expert in self._experts:
+            expert.unhook()
         if self._runtime is not None:
             self._runtime.detach()
         for layer in (layer for expert in self._experts for layer in expert.layers):
             layer.restore()
-        for transformer in self._modules.values():
-            if transformer.__dict__.get(ATTRIBUTE) is self:
-                delattr(transformer, ATTRIBUTE)
-        self._hooks, self._experts, self._state, self._moment = [], [], {}, None
+        for holder in (*self._modules.values(), self._owner()):
+            if getattr(holder, "__dict__", {}).get(ATTRIBUTE) is self:
+                delattr(holder, ATTRIBUTE)
+        watch.detach(self._owner())
+        self._experts.clear()
+        self.calls.state.clear()
+        self._moment = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a pipeline or a transformer is not enabled."""
 
     def __enter__(self) -> Session:
         return self
@@ -129,7 +140,8 @@ class Session:
     def begin(self, expert: Expert, call: Call) -> None:
         """Take note of a transformer call: its run, step and guidance branch, and how each layer attends in it."""
         layout, timestep = expert.family.layout(expert.transformer, call), expert.family.timestep(call)
-        if self._clock.read(timestep, getattr(self._owner(), "scheduler", None)):
+        scheduler = getattr(self._owner(), "scheduler", None)
+        if self._clock.read(timestep, scheduler, expert.family.scheduled(scheduler)):
             self._begin_run()
         self.setting.method.check_steps(self._clock.steps)
         plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers), self.setting.computed)
@@ -138,21 +150,15 @@ class Session:
         self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
         if expert.layers:
-            self._check_plans(expert, call, layout, timestep.device)
+            queries = functools.partial(expert.family.queries, expert.transformer, call, layout)
+            # With gradients a layer may leave its calls to the stock processor.
+            spot = self._spot(expert.layers[-1], timestep.device)
+            self.calls.check_ahead(spot, None if torch.is_grad_enabled() else queries)
         if self._runtime is None or not self._caches(self._runtime.cache.min_steps):
             self._prepare(expert, timestep.device, range(len(expert.layers)))
         else:
             arrival = self._arrival(expert, call, float(timestep.max()), timestep.device)
             self._runtime.begin(arrival, expert.transformer, expert.family)
-
-    def _check_plans(self, expert: Expert, call: Call, layout: TokenLayout, device: torch.device) -> None:
-        """Refuse what cannot be, before the dense steps at the start are spent."""
-        if self.setting.method.static and layout.tokens >= (self.setting.min_tokens or 0):
-            # A plan that cannot be made should fail before the first step, not after the dense ones.
-            self._statics.made(self._site(expert.layers[-1]))
-        elif not self.setting.method.static:
-            self.setting.method.check_site(self._site(expert.layers[-1]))
-        self._check(expert, call, device)
 
     def _prepare(self, expert: Expert, device: torch.device, blocks: Sequence[int]) -> None:
         """Tell the layers of some blocks, which are about to run, how to attend."""
@@ -174,15 +180,16 @@ class Session:
         now, clock = self._now, self._clock
         sparse = bool(expert.layers) and now.plan.sparse_step(now.step)
         level, allowance = None, 1.0
+        weights = adapters(expert.transformer, call)
         if sparse:
             site = self._site(expert.layers[-1])
             level, allowance = self.setting.method.level(site), self.setting.cache.allowance(self._expected(site))
-        if now.step == 0 and expert.family.batched_guidance:
+        if now.step == clock.calls == 0 and expert.family.batched_guidance:
             # Known by what the call is, not by the pipeline's guidance scale, which may change over the run.
             self._halves = twice(call.get("hidden_states", 0))
         return Arrival(
             now.expert, now.branch, clock.calls, now.step, clock.steps, timestep, clock.timesteps,
-            now.plan.may_reuse(now.step), (sparse, level, adapters(expert.transformer, call)), sparse, allowance,
+            now.plan.may_reuse(now.step), (sparse, level, weights, now.layout), sparse, allowance,
             0.5 if self._halves else 0.0, call, functools.partial(self._prepare, expert, device),
         )  # fmt: skip
 
@@ -192,46 +199,34 @@ class Session:
         return self._statics.density(site) if method.static else expected_density(method, site)
 
     def _begin_run(self) -> None:
-        self._state.clear()
-        self._tally = Tally()
+        self.calls.forget()
         if self._runtime is not None:
             self.setting.check_calibration(self._owner(), self._clock.steps)
             self._halves = False
             self._runtime.begin_run(getattr(self._owner(), "scheduler", None), self._clock.steps)
         self.runs += 1
 
-    def _check(self, expert: Expert, call: Call, device: torch.device) -> None:
-        """Let the compensation refuse sparse calls to come, before the dense steps at the start are spent."""
-        compensation, site = self.setting.compensation, self._site(expert.layers[-1])
-        # With gradients a layer may leave its calls to the stock processor.
-        if compensation is None or torch.is_grad_enabled():
-            return
-        site = dataclasses.replace(site, step=max(site.step, self._now.plan.first_step))
-        whole = self.setting.method.static and self._statics.made(site).mask is None
-        if not whole and self._why_dense(site, device) is None:
-            compensation.check(expert.family.queries(expert.transformer, call, site.layout), site)
-
     def _mode(self, layer: Layer, device: torch.device) -> Mode:
         """How a layer attends in this transformer call, as far as that is known before it."""
         # With gradients a processor may leave the call to the stock one: only what then arrives is counted.
         if self.setting.check_finite or torch.is_grad_enabled():
             return Mode.BY_HANDLE
-        site = self._site(layer)
-        reason = self._why_dense(site, device)
+        spot = self._spot(layer, device)
+        reason = self.calls.why_dense(spot)
         if reason is None:
             setting = self.setting
             if not setting.method.static or setting.precision is not None or setting.compensation is not None:
                 return Mode.BY_HANDLE
-            plan = self._statics.on(site, device)
+            plan = self._statics.on(spot.site, device)
             if plan.extra is not None:
                 return Mode.BY_HANDLE
             if plan.mask is not None:
                 layer.processor.plan, layer.processor.backend = op.arguments(plan), self.setting.backend
-                self._count_sparse(self._statics.made(site), site, device)
+                self.calls.count_sparse(self._statics.made(spot.site), spot)
                 return Mode.STATIC
-        if self._observes(reason, site, device):
+        if self.calls.observes(reason, spot):
             return Mode.BY_HANDLE
-        self._count_dense(reason, site)
+        self.calls.count_dense(reason, spot)
         return Mode.DENSE
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
@@ -242,45 +237,10 @@ class Session:
             FloatingPointError: the output is not finite, and the user asked to look.
         """
         self._check_place(layer, query)
-        out, how = self._attend(layer, query, key, value, key_lengths)
-        if self.setting.check_finite:
-            moment = self._now
-            where = f"layer {layer.index} of {moment.expert} at step {moment.step} ({moment.branch}, {how})"
-            debug.check_finite(out, query, key, value, where)
+        spot = self._spot(layer, query.device)
+        out, how = self.calls.attend(spot, query, key, value, key_lengths, layer.processor.dense)
+        self.calls.check_finite(out, query, key, value, spot.site, how)
         return out
-
-    def _attend(
-        self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
-    ) -> tuple[Tensor, str]:
-        site = self._site(layer)
-        reason = self._why_dense(site, query.device)
-        if reason is None:
-            plan = self._plan(site, query, key, value)
-            if plan.mask is not None:
-                out, ran = self._sparse(site, plan, query, key, value, key_lengths)
-                known = self.setting.method.static and ran is plan
-                self._count_sparse(self._statics.made(site) if known else ran, site, query.device)
-                return out, f"sparse by {self.setting.method.name}, precision {self.setting.precision or query.dtype}"
-        elif self._observes(reason, site, query.device):
-            self.setting.method.observe(query, key, value, site, self._remembered(site))
-        return layer.processor.dense(query, key, value, key_lengths), f"dense {self._count_dense(reason, site)}"
-
-    def _count_sparse(self, plan: AttentionPlan, site: Site, device: torch.device) -> None:
-        """Count a sparse call on a device; the plan may be elsewhere."""
-        self._tally.count_sparse(plan, plan.densities(site.layout), self._backend_on(site.expert, device))
-        self._record(plan, site)
-
-    def _count_dense(self, reason: str | None, site: Site) -> str:
-        """Count a dense call, None being the method's own plan; the reason in words."""
-        words = reason or f"as {self.setting.method.name} planned"
-        self._tally.count_dense(words, planned=reason is None)
-        if reason is None:
-            self._record(AttentionPlan(), site)
-        return words
-
-    def _record(self, plan: AttentionPlan, site: Site) -> None:
-        heads, _ = self.family.heads(self._modules[site.expert])
-        self._tally.record(site, plan.video_densities(site.layout), heads)
 
     def _check_place(self, layer: Layer, query: Tensor) -> None:
         moment = self._moment
@@ -292,54 +252,8 @@ class Session:
         if query.shape[1] != moment.layout.tokens:
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
 
-    def _why_dense(self, site: Site, device: torch.device) -> str | None:
-        plan, least = self._now.plan, self.setting.min_tokens
-        if least is not None and site.layout.tokens < least:
-            self._tally.note(f"calls of {site.layout.tokens} tokens stay dense: fewer than min_tokens={least}")
-            return "under min_tokens"
-        if site.layer < plan.first_layer:
-            return "in first layers"
-        if site.step < plan.first_step:
-            return FIRST_STEPS
-        if not plan.is_sparse(site.step, site.layer):
-            return "in last steps"
-        return None if least == 0 else self._why_slower(site, device)
-
-    def _why_slower(self, site: Site, device: torch.device) -> str | None:
-        """Why a call would take longer sparse than dense; the plans of other than static methods are not known yet."""
-        method, costs = self.setting.method, self.setting.costs or default_for(device)
-        heads, head_dim = self.family.heads(self._modules[site.expert])
-        if not method.static:
-            share = costs.share(expected(method, site), heads=heads, head_dim=head_dim)
-        elif self._statics.made(site).mask is not None:
-            share = self._statics.share(site, costs, heads, head_dim)
-        else:
-            return None
-        if share < 1:
-            return None
-        self._tally.note_slower(share, costs.source)
-        return "by the cost model"
-
-    def _plan(self, site: Site, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
-        method = self.setting.method
-        if method.static:
-            return self._statics.on(site, query.device)
-        plan = method.plan(query, key, value, site, self._remembered(site))
-        self._tally.count_plan(method.reused(self._remembered(site)))
-        return plan
-
-    def _observes(self, reason: str | None, site: Site, device: torch.device) -> bool:
-        """Whether the method learns from a call that is dense for `reason`: later ones of the layer will be sparse."""
-        method = self.setting.method
-        if reason != FIRST_STEPS or not self._now.plan.any_sparse or method.static or not method.observes:
-            return False
-        return self.setting.min_tokens == 0 or self._why_slower(site, device) is None
-
-    def _remembered(self, site: Site, whose: str = "method") -> dict[str, Any]:
-        """What the method, or the compensation, remembers at a site; in it what all branches have in common."""
-        state = self._state.setdefault((whose, site.expert, site.branch, site.layer), {})
-        state[COMMON] = self._state.setdefault((whose, site.expert, COMMON, site.layer), {})
-        return state
+    def _spot(self, layer: Layer, device: torch.device) -> Spot:
+        return Spot(self._site(layer), self._now.plan, self._like(layer.expert, device))
 
     def _site(self, layer: Layer) -> Site:
         moment = self._now
@@ -354,33 +268,7 @@ class Session:
     @property
     def _statics(self) -> StaticPlans:
         """The static plans of this moment's layout."""
-        return self._statics_of(self._now.layout, self._clock.steps)
+        return self.calls.statics_of(self._now.layout, self._clock.steps)
 
-    def _new_statics(self, layout: TokenLayout, steps: int | None) -> StaticPlans:
-        # The number of steps is part of a site: as part of the key, plans of old ones are dropped too.
-        return StaticPlans(self.setting.method, layout)
-
-    def _choose_backend(self, expert: str, device: torch.device) -> str:
-        probe = self.family.probe(self._modules[expert], device)
-        return kernels.choose(self.setting.backend, probe, self.setting.precision)
-
-    def _sparse(
-        self, site: Site, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
-    ) -> tuple[Tensor, AttentionPlan]:
-        """The output of a sparse call, and the plan that ran."""
-        setting = self.setting
-        run = functools.partial(kernels.attention, query, key, value, key_lengths=key_lengths,
-                                backend_name=setting.backend)  # fmt: skip
-
-        def attention(plan: AttentionPlan, return_lse: bool = False) -> tuple[Tensor, Tensor | None]:
-            return run(plan, return_lse=return_lse, precision=setting.precision)
-
-        if setting.compensation is None:
-            out = attention(plan)[0]
-        else:
-            state = self._remembered(site, "compensation")
-            out, plan = setting.compensation.attend(plan, query, key, value, key_lengths, site, state, attention)
-        if setting.precision is not None and (site.expert, site.layer) not in self._tally.errors:
-            # Once per layer and run: the same call in the inputs' own type.
-            self._tally.errors[site.expert, site.layer] = debug.relative_error(out, run(plan)[0])
-        return out, plan
+    def _probe(self, expert: str, device: torch.device) -> Tensor:
+        return self.family.probe(self._modules[expert], device)

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from vidaccel.caching.cache import Cache
 from vidaccel.caching.calibration import DENSE, shift_of
 from vidaccel.compensation import Compensation
@@ -14,6 +16,8 @@ from vidaccel.costs import CostModel
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.patched import Untouched
+from vidaccel.pipelines import family_of
+from vidaccel.pipelines.base import Family
 from vidaccel.schedule import Schedule, StepPlan
 
 
@@ -44,6 +48,16 @@ class Setting:
     costs: CostModel | None = None
     """None for the coefficients that are shipped for the device."""
     cache: Cache | None = None
+    family: Family | None = None
+    """None for that of each transformer's class."""
+
+    def family_of(self, transformer: nn.Module) -> Family:
+        """The family of a transformer of this run.
+
+        Raises:
+            ValueError: none supports its class.
+        """
+        return self.family or family_of(transformer)
 
     @property
     def sparse(self) -> bool:

@@ -78,7 +78,7 @@ COND = "tracks.transformer.cond"
 HOSTILE = [
     ("format", 2, "format"), ("format", True, "format"), ("extra", 1, "extra"), ("steps", ..., "no 'steps'"),
     ("steps", 10**9, "steps"), ("steps", 12.0, "steps"), ("timesteps", [1.0], "12"), ("timesteps.3", 9e9, "timesteps"),
-    ("timesteps.3", "x", "timesteps"), ("timesteps.3", 999.0, "do not fall"), ("scheduler", 3, "scheduler"),
+    ("timesteps.3", "x", "timesteps"), ("timesteps.3", 999.0, "neither fall nor rise"), ("scheduler", 3, "scheduler"),
     ("scheduler", "x" * 300, "scheduler"), ("shift", -1, "shift"), ("guidance", [], "guidance"),
     ("attention", None, "attention"), ("prompts", {}, "count"), ("prompts.sha256", "0" * 65, "sha256"),
     ("prompts.count", 0, "count"), ("versions", [], "versions"), ("versions.torch", 2, "torch"),

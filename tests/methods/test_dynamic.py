@@ -17,7 +17,7 @@ import vidaccel
 from tests import tiny
 from tests.methods.online import site_of, states
 from tests.planning.no_sync import NoSync
-from vidaccel.api import profiled
+from vidaccel.asked import profiled
 from vidaccel.cli.options import method_options
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
@@ -143,7 +143,7 @@ def test_branches_of_a_layer_have_one_dictionary_in_common_for_a_generation(pipe
     with vidaccel.enable(pipe, method, **SPARSE) as session:
         for _ in range(2):
             tiny.generate(pipe, output_type="latent")
-        found = {key: state for key, state in session._state.items() if "sites" in state}
+        found = {key: state for key, state in session.calls.state.items() if "sites" in state}
     assert found.keys() == {("method", "transformer", COMMON, layer) for layer in (0, 1)}
     for (*_, layer), state in found.items():
         assert [(site.step, site.branch, site.layer) for site in state["sites"]] == [

@@ -459,7 +459,7 @@ def test_branches_share_centroids_and_keep_plans_apart() -> None:
     pipe = make()
     with vidaccel.enable(pipe, "semantic", density=0.3, refresh=2, **SETTING) as session:
         frames(pipe, **call)
-        states_of = {(branch, layer): state for (_, _, branch, layer), state in session._state.items()}
+        states_of = {(branch, layer): state for (_, _, branch, layer), state in session.calls.state.items()}
     for layer in (0, 1):
         common, cond, uncond = (states_of[branch, layer] for branch in (COMMON, "cond", "uncond"))
         assert cond[COMMON] is uncond[COMMON] is common and CENTROIDS in common

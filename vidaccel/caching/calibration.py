@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -35,7 +36,7 @@ class CacheCalibration:
     Args:
         model: the denoisers, as `vidaccel.architecture.describe` gives them.
         steps: of the run, over all experts.
-        timesteps: of those steps, falling.
+        timesteps: of those steps, as the denoisers get them: falling, or rising as Mochi's do.
         scheduler: name of its class.
         shift: of its timesteps; None where it has none.
         guidance: the scale; None where the pipeline has none.
@@ -217,9 +218,10 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
     model = architecture.checked(f"{origin}: model", values["model"])
     steps = strict.whole(f"{origin}: steps", values["steps"], 1, MAX_STEPS)
     times = strict.listed(f"{origin}: timesteps", values["timesteps"], steps, steps)
-    times = [strict.number(f"{origin}: one of its timesteps", each, MAX_TIME) for each in times]
-    if any(late >= early for early, late in zip(times, times[1:], strict=False)):
-        raise ValueError(f"{origin}: timesteps do not fall")
+    times = [strict.signed(f"{origin}: one of its timesteps", each, MAX_TIME) for each in times]
+    onwards = {math.copysign(1, late - early) if late != early else 0 for early, late in itertools.pairwise(times)}
+    if len(onwards) > 1 or 0 in onwards:
+        raise ValueError(f"{origin}: timesteps neither fall nor rise")
     strict.string(f"{origin}: scheduler", values["scheduler"], MAX_NAME)
     for name in ("shift", "guidance"):
         if values[name] is not None:

@@ -29,7 +29,7 @@ class Arrival:
         index: calls of this step before it.
         step, steps, timestep, timesteps: see `Turn`.
         may_reuse: whether the plan leaves this step to the cache.
-        regime: of the attention and the weights: nothing of one stands for another.
+        regime: of the attention, the weights and the grid: nothing of one stands for another.
         sparse: whether the regime has sparse attention.
         allowance: see `Turn`.
         rows: where the batch rows that decide begin, as a share of the batch.

@@ -47,6 +47,9 @@ class Runtime:
         name = type(transformer).__name__
         if not model.stacks:
             raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
+        if model.predictions > 1 and not self._stacked:
+            raise ValueError(f"{name} returns {model.predictions} predictions, of which reuse="
+                             f"{self.cache.place.value!r} would keep one: choose reuse='stack'")  # fmt: skip
         if self.cache.guided_steps and model.batched_guidance:
             raise ValueError(f"{self.cache.guidance} leaves out unconditional calls, and in {name} both guidance "
                              "passes share one: leave it out")  # fmt: skip
@@ -208,8 +211,15 @@ class Runtime:
         branch, first = now.branch, self._first_pass(now)
         branch.kept[spot] = self.cache.predictor.keep(branch.kept.get(spot), now.arrival.step, value)
         if first is not None and self.cache.guided_steps:
+            self._check_passes(value, first.kept[spot].last)
             difference = value - first.kept[spot].last
             branch.difference.measure(self.cache.predictor, spot, now.arrival.step, difference)
+
+    def _check_passes(self, value: Tensor, first: Tensor) -> None:
+        if value.shape != first.shape:
+            raise ValueError(f"{self.cache.guidance} needs guidance passes of equal sequences, and the streams here "
+                             f"have {first.shape[1]} and {value.shape[1]} tokens: use reuse='output' or 'prediction', "
+                             "or leave it out")  # fmt: skip
 
     def _comes_later(self, now: Pass) -> bool:
         """Whether what is computed now may be reused: by a later step, or by a later pass of this one."""
@@ -286,7 +296,8 @@ class Runtime:
 
     def _output(self, now: Pass, output: Any) -> Any:
         """Keep what is reused of a computed output; a new output where it was not computed, else None."""
-        sample, latents, policy = output[0], now.seen.all_latents(), self.cache.policy
+        sample = output if isinstance(output, Tensor) else output[0]
+        latents, policy = now.seen.all_latents(), self.cache.policy
         whole = self.cache.place is Place.PREDICTION
         if not self._passes_by(now):
             if policy.place is not Place.STACK and self._observes(now):
@@ -303,6 +314,8 @@ class Runtime:
         held = now.decision is not None and now.decision.what != GUIDANCE
         if held and isinstance(self.cache.predictor, Affine) and (found := policy.correction(turn, kept_step)):
             new = new - (found[0] * new + found[1])
+        if isinstance(output, Tensor):
+            return new
         return (new, *output[1:]) if isinstance(output, tuple) else type(output)(sample=new)
 
     def _count(self, now: Pass) -> None:

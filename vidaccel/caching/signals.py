@@ -20,6 +20,10 @@ class Model(Protocol):
         """See `Family.streams`."""
 
     @property
+    def predictions(self) -> int:
+        """See `Family.predictions`."""
+
+    @property
     def batched_guidance(self) -> bool:
         """See `Family.batched_guidance`."""
 

@@ -7,6 +7,7 @@ taking it away undoes everything.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -37,25 +38,30 @@ class Watched:
         return getattr(self._block, name)
 
 
-class Stack:
-    """Stands for a ``ModuleList`` of blocks; in a forward it yields them watched."""
+class Stack(nn.ModuleList):
+    """Stands for a ``ModuleList`` of blocks and has its children; in a forward it yields them watched."""
 
     def __init__(self, runner: Runner, blocks: nn.ModuleList, first: int) -> None:
-        self._runner, self._blocks, self._first = runner, blocks, first
+        super().__init__()
+        self._runner, self._first = runner, first
+        # Past nn.Module, which would make the list a child of itself. Who looks modules up by their path, as peft does,
+        # finds the list's own.
+        self.__dict__ |= {"_blocks": blocks, "_modules": blocks._modules}
 
     def __iter__(self) -> Iterator[Any]:
         if not self._runner.armed:
             return iter(self._blocks)
         return (Watched(self._runner, self._first + index, block) for index, block in enumerate(self._blocks))
 
-    def __len__(self) -> int:
-        return len(self._blocks)
-
     def __getitem__(self, index: Any) -> Any:
         return self._blocks[index]
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._blocks, name)
+        return getattr(self.__dict__["_blocks"], name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of the transformer has no cache; its blocks are copied once, for its children, too.
+        return copy.deepcopy(self._blocks, memo)
 
 
 def attach(runner: Runner, transformer: nn.Module, names: Sequence[str]) -> int:

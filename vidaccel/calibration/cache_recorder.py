@@ -51,7 +51,7 @@ class Recorder:
         self.clips, self.samples, self.seed = clips, samples, seed
         self.tracks: dict[Key, Before] = {}
         self.timesteps: list[float] = []
-        self._clock = Clock()
+        self._clock = Clock(rising=any(family.timesteps_rise for family in families.values()))
         self._tokens: Tensor | None = None
         # Of the call on its way.
         self._call: Call | None = None
@@ -158,7 +158,7 @@ class Recorder:
         Raises:
             ValueError: a second run, or more calls of a step than there are guidance branches.
         """
-        new = self._clock.read(timestep, self.pipe.scheduler)
+        new = self._clock.read(timestep, self.pipe.scheduler, self.families[expert].scheduled(self.pipe.scheduler))
         if new and self.timesteps:
             raise ValueError("the pipeline ran twice in one generation, which cannot be calibrated")
         branches = self.families[expert].branches

@@ -103,7 +103,7 @@ class Chosen:
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
         """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run without a cache."""
         from vidaccel import kernels, methods, profile
-        from vidaccel.api import profiled
+        from vidaccel.asked import profiled
         from vidaccel.compensation import compensation as make_compensation
         from vidaccel.schedule import Schedule
 

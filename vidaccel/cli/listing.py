@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,21 @@ def env(json: Json = False) -> None:
     print_json(values) if json else _echo(values)
 
 
-def ls(json: Json = False) -> None:
+Matrix = Annotated[bool, typer.Option("--matrix", help="What was tested with which transformer class instead.")]
+
+
+def ls(json: Json = False, matrix: Matrix = False) -> None:
     """Methods, compensations, cache policies, model families, backends, miniatures and shipped profiles."""
     with reserved_stdout():
-        values = listing()
-    print_json(values) if json else _echo(values)
+        from vidaccel.pipelines import support
+
+        values = support.recorded() if matrix else listing()
+    if json:
+        print_json(values)
+    elif matrix:
+        typer.echo(support.table(values))
+    else:
+        _echo(values)
 
 
 def environment() -> dict[str, Any]:

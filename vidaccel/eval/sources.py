@@ -97,7 +97,7 @@ class Source:
         import dataclasses
 
         family = self.check_family()
-        made = METHODS[name].for_family(family, **self.options(name, given))
+        made = METHODS[name].for_family(families()[family].published, **self.options(name, given))
         return dataclasses.asdict(made)  # type: ignore[call-overload,no-any-return]
 
 

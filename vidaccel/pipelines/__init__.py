@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from vidaccel.pipelines.base import Family
+from vidaccel.pipelines.refused import UNET, refusal
 
 EXPERTS = ("transformer", "transformer_2")
 """Attributes of a pipeline that hold its denoisers."""
@@ -46,7 +48,8 @@ def experts(target: Any) -> dict[str, nn.Module]:
     found = {name: getattr(target, name, None) for name in EXPERTS}
     present = {name: uncompiled(module) for name, module in found.items() if isinstance(module, nn.Module)}
     if not present:
-        raise ValueError(f"{type(target).__name__} has no video transformer; {_supported()}")
+        why = f"its {type(target.unet).__name__} is not supported: {UNET}" if hasattr(target, "unet") else _supported()
+        raise ValueError(f"{type(target).__name__} has no video transformer; {why}")
     return present
 
 
@@ -60,7 +63,37 @@ def family_of(transformer: nn.Module) -> Family:
     for family in families().values():
         if name in family.transformers:
             return family
-    raise ValueError(f"{name} is not supported; {_supported()}")
+    known = refusal(name)
+    if known is not None:
+        raise ValueError(f"{name} is not supported: {known}")
+    raise ValueError(f"{name} is not supported; {_supported()}. For a class that is not known, say what it is by "
+                     "family=vidaccel.Generic(...): see docs/unknown-models.md")  # fmt: skip
+
+
+def family_for(asked: Any, transformers: Mapping[str, nn.Module]) -> Family | None:
+    """The family that a user asks for by "generic" or a `Generic`; None asks for that of each class.
+
+    Raises:
+        ValueError: neither, or nothing that the transformers can be.
+    """
+    if asked is None:
+        return None
+    from vidaccel.pipelines.generic import NAME, Generic, GenericFamily
+
+    if asked != NAME and not isinstance(asked, Generic):
+        raise ValueError(f'family={asked!r} is none of None, "{NAME}" and a vidaccel.Generic(...)')
+    classes = {type(module) for module in transformers.values()}
+    if len(classes) > 1:
+        raise ValueError(f"one Generic cannot be for {' and '.join(sorted(each.__name__ for each in classes))}")
+    return GenericFamily(Generic() if asked == NAME else asked, next(iter(transformers.values())))
+
+
+def supported_classes() -> dict[type[nn.Module], Family]:
+    """The transformer classes of the installed diffusers that have a family."""
+    import diffusers
+
+    named = {name: family for family in families().values() for name in family.transformers}
+    return {getattr(diffusers, name): family for name, family in named.items() if hasattr(diffusers, name)}
 
 
 def _supported() -> str:

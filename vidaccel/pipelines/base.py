@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,6 +76,10 @@ class Processor(ABC):
         out: Tensor = op.attention(query, key, value, self.handle, key_lengths)
         return out
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of a model is not enabled: it gets a copy of what was there.
+        return copy.deepcopy(self.inner, memo)
+
     @property
     def _attention_backend(self) -> Any:
         return getattr(self.inner, "_attention_backend", None)
@@ -107,11 +112,15 @@ class Family(ABC):
     name: ClassVar[str]
     transformers: ClassVar[tuple[str, ...]]
     """Class names of the transformers."""
+    like: ClassVar[str | None] = None
+    """The family that it is a descendant of, whose published options of methods count for it, too."""
     processor: ClassVar[type[Processor]]
     branches: ClassVar[tuple[str, ...]] = ("cond", "uncond")
     """The guidance passes of a step, in the order in which the pipelines run them."""
     timestep_position: ClassVar[int] = 1
     """Of the timestep among the arguments of the transformer's forward."""
+    timesteps_rise: ClassVar[bool] = False
+    """Whether timesteps rise over a run, zero being all noise."""
     stacks: ClassVar[tuple[str, ...]] = ()
     """Attributes of the transformer that hold its blocks, in the order in which they run; each is a ``ModuleList``
     that the forward goes through once, one self-attention to a block. None: its steps cannot be cached."""
@@ -121,6 +130,14 @@ class Family(ABC):
     """Of latents."""
     batched_guidance: ClassVar[bool] = False
     """Whether both guidance passes share one call: unconditional rows, then as many conditional ones."""
+
+    @property
+    def published(self) -> str:
+        """The family by whose name methods know their published options."""
+        return self.like or self.name
+
+    predictions: ClassVar[int] = 1
+    """Tensors that a forward returns. Of several, only what the blocks add can be reused."""
 
     @abstractmethod
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
@@ -145,6 +162,11 @@ class Family(ABC):
         """The timestep of one forward, of any shape; the largest value counts."""
         step: Tensor = call.get("timestep", self.timestep_position)
         return step
+
+    def scheduled(self, scheduler: Any) -> Tensor | None:
+        """A run's timesteps as the transformer gets them, one for each of the scheduler's; None without a scheduler."""
+        timesteps = getattr(scheduler, "timesteps", None)
+        return timesteps if isinstance(timesteps, Tensor) else None
 
     def latents(self, transformer: nn.Module, call: Call) -> Tensor:
         """Of a forward's input, the channels that its output has; those of an image to start from come after them."""

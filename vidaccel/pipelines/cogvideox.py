@@ -95,7 +95,8 @@ class CogVideoX(Family):
         _, frames, _, height, width = call.get("hidden_states", 0).shape
         text = call.get("encoder_hidden_states", 1).shape[1]
         config: Any = transformer.config
-        size, depth = config.patch_size, config.patch_size_t or 1
+        # ConsisID's config has no depth.
+        size, depth = config.patch_size, getattr(config, "patch_size_t", None) or 1
         return TokenLayout(frames // depth, height // size, width // size, text_before=text)
 
     def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:

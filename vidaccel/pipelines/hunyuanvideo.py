@@ -33,7 +33,7 @@ class HunyuanVideoProcessor(Processor):
     ) -> tuple[Tensor, Tensor | None]:
         # The op has no gradient, and other masks than the model's own are not ours to handle.
         training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is None or training or not _hides_padding(attention_mask):
+        if encoder_hidden_states is None or training or not hides_keys(attention_mask):
             stock: tuple[Tensor, Tensor | None] = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -51,8 +51,8 @@ class HunyuanVideoProcessor(Processor):
         return out
 
 
-def _hides_padding(mask: Tensor | None) -> bool:
-    """Whether a mask has the shape of the model's own, which hides the keys past a row's valid ones, or is None."""
+def hides_keys(mask: Tensor | None) -> bool:
+    """Whether a mask is None or has the shape of the model's own, which hides keys of a row from all its queries."""
     return mask is None or (mask.dtype == torch.bool and mask.ndim == 4 and mask.shape[1:3] == (1, 1))
 
 

@@ -1,6 +1,7 @@
-"""Wan 2.1 and 2.2: text, image and first-last-frame to video, two experts, and per-token timesteps.
+"""Wan 2.1 and 2.2: text, image, first-last-frame and video to video, two experts, and per-token timesteps.
 
 The processor computes what diffusers' ``WanAttnProcessor`` (Apache-2.0) computes, with the attention itself replaced.
+Classes that were made from Wan have copies of that processor, and families of their own that share what is here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.base import Call, Family, Processor
 from vidaccel.schedule import Schedule
+
+CONDITIONED = Schedule(dense_first_steps=0.35)
+"""Published image-to-video settings keep more steps dense: in Sparse VideoGen's scripts 0.35 of the run."""
 
 
 class WanProcessor(Processor):
@@ -32,7 +36,7 @@ class WanProcessor(Processor):
         if encoder_hidden_states is not None or attention_mask is not None or training:
             out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             return out
-        query, key, value = _project(attn, hidden_states)
+        query, key, value = project(attn, hidden_states)
         if rotary_emb is not None:
             query, key = _rotate(query, *rotary_emb), _rotate(key, *rotary_emb)
         out = self.attend(query, key, value).flatten(2, 3).type_as(query)
@@ -43,7 +47,7 @@ class WanProcessor(Processor):
         return out
 
 
-def _project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def project(attn: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value ``[batch, tokens, heads, head_dim]``, normalised; calls modules, for LoRA and offloading."""
     if getattr(attn, "fused_projections", False):
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -92,10 +96,12 @@ class Wan(Family):
         return out
 
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Published image-to-video settings keep more steps dense (Sparse VideoGen's scripts: 0.35 of the run).
+        return CONDITIONED if self.conditioned(pipeline, transformer) else Schedule()
+
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        """Whether runs start from a picture or a clip that the model is shown beside the latents."""
         config: Any = transformer.config
-        conditioned = config.in_channels > config.out_channels or "ImageToVideo" in type(pipeline).__name__
-        return Schedule(dense_first_steps=0.35) if conditioned else Schedule()
+        return config.in_channels > config.out_channels or "ImageToVideo" in type(pipeline).__name__
 
 
 FAMILY = Wan()

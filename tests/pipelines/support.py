@@ -1,0 +1,88 @@
+"""What the tests of every class have proven: ``python -m tests.pipelines.support`` runs them and records it.
+
+The record is vidaccel/pipelines/support.json, which ``vidaccel ls --matrix`` and docs/support.md show. It says of each
+model and feature "yes" where every test of the feature passed, "refused" where a clear error refuses it, and else why
+it was not tried. A failed test is never recorded: then nothing is written.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+Test = TypeVar("Test", bound=Callable[..., None])
+RECORD = Path(__file__).parents[2] / "vidaccel" / "pipelines" / "support.json"
+TESTS = Path(__file__).with_name("test_conformance.py")
+VERSIONS = ("diffusers", "torch", "peft", "torchao")
+
+
+def proves(feature: str) -> Callable[[Test], Test]:
+    """Marks a test as one that shows that a feature works with a model."""
+    return pytest.mark.proves(feature)
+
+
+class Recorder:
+    """A pytest plug-in that notes what became of each model's tests."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+        self.failed: list[str] = []
+        self._items: dict[str, tuple[str, str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Note what each test stands for."""
+        for item in items:
+            mark, call = item.get_closest_marker("proves"), getattr(item, "callspec", None)
+            if mark is not None and call is not None:
+                name = call.params.get("name", call.params.get("model"))
+                self._items[item.nodeid] = (str(name), mark.args[0])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note how one went."""
+        if report.failed:
+            self.failed.append(report.nodeid)
+        if report.nodeid not in self._items or not (report.when == "call" or report.skipped):
+            return
+        name, feature = self._items[report.nodeid]
+        features = self.found.setdefault(name, {})
+        said = "refused" if "refused" in report.nodeid else "yes"
+        if report.skipped:
+            said = str(report.longrepr[2]).removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else "no"
+        features[feature] = said
+
+
+def record() -> dict[str, Any]:
+    """As it is written."""
+    found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> int:
+    """Run the tests and write the record; 1 where one failed."""
+    from tests.pipelines.models import models
+    from vidaccel.files import write_text
+    from vidaccel.pipelines import family_of
+
+    recorder = Recorder()
+    pytest.main(["-q", "-p", "no:cacheprovider", str(TESTS)], plugins=[recorder])
+    if recorder.failed:
+        print(f"nothing is recorded: {len(recorder.failed)} failed, such as {recorder.failed[0]}", file=sys.stderr)
+        return 1
+    made: dict[str, Any] = {}
+    for name in sorted(recorder.found):
+        transformer = models()[name].build()
+        about = {"transformer": type(transformer).__name__, "family": family_of(transformer).name}
+        made[name] = {**about, "features": dict(sorted(recorder.found[name].items()))}
+    versions = {name: importlib.metadata.version(name) for name in VERSIONS}
+    write_text(RECORD, json.dumps({"versions": versions, "models": made}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

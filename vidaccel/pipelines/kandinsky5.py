@@ -1,0 +1,125 @@
+"""Kandinsky 5: text and image to video, channels last, with a stack of text blocks before the video's.
+
+The processor computes what diffusers' ``Kandinsky5AttnProcessor`` (Apache-2.0) computes, with the attention itself
+replaced, down to rotated queries and keys that are rounded to bfloat16 in every type. The model's own sparse attention,
+NABLA, is refused: it orders tokens by squares of 8 by 8, and its blocks would be chosen twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor, nn
+
+from vidaccel.layout import TokenLayout
+from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.wan import CONDITIONED
+from vidaccel.schedule import Schedule
+
+
+class Kandinsky5Processor(Processor):
+    """Self-attention of a video block through the session; anything else goes to the stock processor."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        rotary_emb: Tensor | None = None,
+        sparse_params: dict[str, Any] | None = None,
+    ) -> Tensor:
+        # The op has no gradient, and other keys or the model's own sparse attention are not ours to handle.
+        training = torch.is_grad_enabled() and hidden_states.requires_grad
+        if encoder_hidden_states is not None or sparse_params is not None or training:
+            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
+            return out
+        query, key, value = (
+            layer(hidden_states).unflatten(-1, (attn.num_heads, -1))
+            for layer in (attn.to_query, attn.to_key, attn.to_value)
+        )
+        query = attn.query_norm(query.float()).type_as(query)
+        key = attn.key_norm(key.float()).type_as(key)
+        if rotary_emb is not None:
+            query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
+        return attn.out_layer(self.attend(query, key, value).flatten(-2, -1))  # type: ignore[no-any-return]
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
+        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
+        return out
+
+
+def _rotate(states: Tensor, rotations: Tensor) -> Tensor:
+    """Rotary embedding over interleaved pairs in fp32, rounded to bfloat16 as the model is in training.
+
+    Args:
+        states: ``[batch, tokens, heads, head_dim]``.
+        rotations: ``[batch, tokens, 1, head_dim / 2, 2, 2]``, a matrix for each pair.
+    """
+    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+    pairs = [even * row[..., 0] + odd * row[..., 1] for row in rotations.unbind(-2)]
+    return torch.stack(pairs, dim=-1).flatten(-2).to(torch.bfloat16).type_as(states)
+
+
+class Kandinsky5(Family):
+    """Kandinsky 5 with ``Kandinsky5Transformer3DModel``."""
+
+    name: ClassVar[str] = "kandinsky5"
+    transformers: ClassVar[tuple[str, ...]] = ("Kandinsky5Transformer3DModel",)
+    processor: ClassVar[type[Processor]] = Kandinsky5Processor
+    timestep_position: ClassVar[int] = 2
+    stacks: ClassVar[tuple[str, ...]] = ("visual_transformer_blocks",)
+    streams: ClassVar[tuple[tuple[str, int], ...]] = (("visual_embed", 0),)
+
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        blocks: Any = transformer.visual_transformer_blocks
+        return [block.self_attention for block in blocks]
+
+    def stock(self, processor: Any) -> bool:
+        return type(processor).__name__ == "Kandinsky5AttnProcessor"
+
+    def heads(self, transformer: nn.Module) -> tuple[int, int]:
+        config: Any = transformer.config
+        head_dim = sum(config.axes_dims)
+        return config.model_dim // head_dim, head_dim
+
+    def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
+        site: Any = self.sites(transformer)[index]
+        return self._plain_weight(transformer, site.out_layer)
+
+    def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
+        self._check_nabla(transformer, call)
+        frames, height, width = call.get("hidden_states", 0).shape[1:4]
+        config: Any = transformer.config
+        patch = config.patch_size
+        return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
+
+    def _check_nabla(self, transformer: nn.Module, call: Call) -> None:
+        own = call.kwargs.get("sparse_params", call.args[7] if len(call.args) > 7 else None)
+        site: Any = self.sites(transformer)[0]
+        if own is not None and isinstance(site.processor, Kandinsky5Processor):
+            raise ValueError(
+                "Kandinsky 5 was called with sparse_params, its own sparse attention: switch that off by "
+                "pipe.transformer.register_to_config(attention_type='regular'), or disable vidaccel's"
+            )
+
+    def latents(self, transformer: nn.Module, call: Call) -> Tensor:
+        # Channels last; those of an image to start from, and its mask, come after.
+        states: Tensor = call.get("hidden_states", 0)
+        config: Any = transformer.config
+        return states[..., : config.out_visual_dim]
+
+    def modulated(self, block: nn.Module, call: Call) -> Tensor:
+        part: Any = block
+        states, embedded = call.get("visual_embed", 0), call.get("time_embed", 2)
+        shift, scale = part.visual_modulation(embedded)[:, None].float().chunk(9, dim=-1)[:2]
+        out: Tensor = part.self_attention_norm(states.float()) * (scale + 1.0) + shift
+        return out.type_as(states)
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        # Nothing is published for image to video here; as in Wan, it keeps more steps dense.
+        return CONDITIONED if "I2V" in type(pipeline).__name__ else Schedule()
+
+
+FAMILY = Kandinsky5()

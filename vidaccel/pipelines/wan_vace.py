@@ -1,0 +1,34 @@
+"""Wan VACE: video, masks and reference images as conditions, by blocks of their own that run before the video's.
+
+Their processors are those of Wan (`vidaccel.pipelines.wan`), and reference images are further frames at the start of
+the clip, at the positions of frames.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from vidaccel.pipelines.wan import Wan
+
+
+class WanVACE(Wan):
+    """Wan 2.1 VACE with ``WanVACETransformer3DModel``."""
+
+    name: ClassVar[str] = "wan_vace"
+    transformers: ClassVar[tuple[str, ...]] = ("WanVACETransformer3DModel",)
+    like: ClassVar[str | None] = "wan"
+    # The condition's blocks take other streams than the video's and give hints that the forward adds between those:
+    # passed by, they would return what no stack of blocks returns, and run for nothing if only the others were.
+    stacks: ClassVar[tuple[str, ...]] = ()
+
+    def sites(self, transformer: nn.Module) -> list[nn.Module]:
+        blocks: Any = transformer.vace_blocks
+        return [block.attn1 for block in blocks] + super().sites(transformer)
+
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        return True
+
+
+FAMILY = WanVACE()
