@@ -8,6 +8,8 @@ OUT ?= demo-out
 JOBS ?= 2
 STAMP := $(VENV)/.vidaccel-installed
 BIN := $(VENV)/bin
+# Apart, as diffusers and transformers load it with every import where they find it, and say what of it they could not load.
+TORCHAO := $(VENV)/torchao
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -q -c constraints.txt
 # One thread per test process: the processes already fill the cores.
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -22,6 +24,10 @@ demo: $(STAMP) ## run a small video pipeline dense and fast, and write a report 
 
 test: lint ## lint, type-check and run all tests (JOBS=2 processes)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS)
+	$(TEST_ENV) PYTHONPATH=$(TORCHAO) $(BIN)/python -m pytest -q -m torchao
+
+support: $(STAMP) ## run the tests of every transformer class, and record what they prove
+	$(TEST_ENV) PYTHONPATH=$(TORCHAO) $(BIN)/python -m tests.pipelines.support
 
 test-quick: $(STAMP) ## only the tests that are not marked slow
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow"
@@ -62,5 +68,6 @@ $(STAMP): pyproject.toml constraints.txt miniatures/pyproject.toml
 	@$(PIP) torch
 	@echo "installing vidaccel and its other dependencies into $(VENV)"
 	@$(PIP) -e ./miniatures -e '.[demo,dev]'
+	@$(PIP) --no-deps --upgrade --target $(TORCHAO) torchao
 	@touch $@
 	@echo "installed; next: make demo, make test (make help lists the rest)"

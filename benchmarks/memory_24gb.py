@@ -1,4 +1,4 @@
-"""Memory of Wan 2.1 14B and HunyuanVideo, counted without a GPU: ``python benchmarks/memory_24gb.py``; see docs/24gb.md.
+"""Memory of Wan 2.1 14B and HunyuanVideo, counted: ``python benchmarks/memory_24gb.py``; see docs/24gb.md.
 
 Real classes at their published sizes run on the "meta" device, where tensors have shapes and no contents. What counts
 is every tensor that an operation makes, as long as it lives. An attention call makes its output and nothing else, as
@@ -83,8 +83,8 @@ def blocks_of(transformer: nn.Module) -> list[nn.Module]:
 def quantise(transformer: nn.Module, form: str) -> nn.Module:
     """A transformer whose linear layers have weights of a format, in place; weights of GGUF are without contents.
 
-    With "int8" these are all linear layers, as `TorchAoConfig` has it, and with GGUF those of blocks, as in usual files,
-    where a row is of whole blocks of numbers. All else stays what it is.
+    With "int8" these are all linear layers, as `TorchAoConfig` has it, and with GGUF those of blocks, as in usual
+    files, where a row is of whole blocks of numbers. All else stays what it is.
     """
     wide = set(getattr(transformer, "_keep_in_fp32_modules", None) or ())
     linear = {name: each for name, each in transformer.named_modules()
@@ -269,7 +269,7 @@ def main() -> None:
         if not sys.argv[1:] or model.name in sys.argv[1:]:
             for line in lines(model):
                 append_line(RESULTS, {"benchmark": "memory_24gb", "model": model.name, **line} | where)
-                print(model.name, {name: each for name, each in line.items()}, flush=True)
+                print(model.name, line, flush=True)
 
 
 if __name__ == "__main__":

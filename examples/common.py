@@ -18,6 +18,8 @@ TRAINED = ("wan", "hunyuanvideo", "cogvideox")
 SMALL = {"block": 16, "min_tokens": 0}
 """Of `enable_sparse_attention`: a miniature has some hundred tokens, which stay dense otherwise, being so few."""
 MINIATURE_STEPS = 20
+QUICK = {"height": 96, "width": 144, "num_frames": 25}
+"""The smallest clips that the trained miniatures were shown."""
 
 
 def arguments(about: str | None, prompt: str, steps: int, images: Sequence[str] = ()) -> argparse.Namespace:
@@ -55,7 +57,7 @@ def miniature(name: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         ValueError: no such miniature, or none are installed.
     """
     if name in TRAINED:
-        pipe, call = vidaccel.load_miniature(name), vidaccel.miniature.generation_defaults(name)
+        pipe, call = vidaccel.load_miniature(name), vidaccel.miniature.generation_defaults(name) | QUICK
     else:
         vidaccel.miniature.miniatures()  # or an error that says how to install them
         from vidaccel_miniatures.untrained import generation_defaults, untrained

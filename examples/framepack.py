@@ -12,7 +12,7 @@ import vidaccel  # noqa: F401 (it gives pipelines enable_sparse_attention)
 
 REPO = "lllyasviel/FramePackI2V_HY"
 OTHER_PARTS = "hunyuanvideo-community/HunyuanVideo"
-IMAGE_ENCODER = "lllyasviel/flux_redux_bfl"
+VISION = "lllyasviel/flux_redux_bfl"
 CLIP = {"height": 832, "width": 480, "num_frames": 91, "guidance_scale": 9.0}
 PROMPT = "A penguin dances in the snow"
 IMAGE = "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/diffusers/penguin.png"
@@ -20,11 +20,11 @@ IMAGE = "https://huggingface.co/datasets/huggingface/documentation-images/resolv
 
 def load() -> HunyuanVideoFramepackPipeline:
     """The real model; parts that do not work wait in the CPU's memory."""
+    eyes = SiglipVisionModel.from_pretrained(VISION, subfolder="image_encoder", torch_dtype=torch.float16)
     transformer = HunyuanVideoFramepackTransformer3DModel.from_pretrained(REPO, torch_dtype=torch.bfloat16)
     pipe = HunyuanVideoFramepackPipeline.from_pretrained(
-        OTHER_PARTS, transformer=transformer, torch_dtype=torch.float16,
-        feature_extractor=SiglipImageProcessor.from_pretrained(IMAGE_ENCODER, subfolder="feature_extractor"),
-        image_encoder=SiglipVisionModel.from_pretrained(IMAGE_ENCODER, subfolder="image_encoder", torch_dtype=torch.float16),
+        OTHER_PARTS, transformer=transformer, image_encoder=eyes, torch_dtype=torch.float16,
+        feature_extractor=SiglipImageProcessor.from_pretrained(VISION, subfolder="feature_extractor"),
     )  # fmt: skip
     pipe.vae.enable_tiling()
     pipe.enable_model_cpu_offload()
@@ -33,7 +33,7 @@ def load() -> HunyuanVideoFramepackPipeline:
 
 args = arguments(__doc__, PROMPT, steps=30, images=[IMAGE])
 pipe, clip, small = miniature("framepack") if args.miniature else (load(), CLIP, {})
-pipe.enable_sparse_attention("radial", density=0.4, **small)
+pipe.enable_sparse_attention("radial", density=0.5, **small)
 frames = pipe(
     prompt=args.prompt, image=pictures(args, clip)[0], num_inference_steps=args.steps,
     generator=torch.Generator().manual_seed(args.seed), **clip,

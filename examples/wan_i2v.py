@@ -18,9 +18,9 @@ IMAGE = "https://huggingface.co/datasets/huggingface/documentation-images/resolv
 
 def load() -> WanImageToVideoPipeline:
     """The real model; parts that do not work wait in the CPU's memory."""
-    image_encoder = CLIPVisionModel.from_pretrained(REPO, subfolder="image_encoder", torch_dtype=torch.float32)
+    eyes = CLIPVisionModel.from_pretrained(REPO, subfolder="image_encoder", torch_dtype=torch.float32)
     vae = AutoencoderKLWan.from_pretrained(REPO, subfolder="vae", torch_dtype=torch.float32)
-    pipe = WanImageToVideoPipeline.from_pretrained(REPO, vae=vae, image_encoder=image_encoder, torch_dtype=torch.bfloat16)
+    pipe = WanImageToVideoPipeline.from_pretrained(REPO, vae=vae, image_encoder=eyes, torch_dtype=torch.bfloat16)
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=3.0)  # 5.0 at 720p
     pipe.enable_model_cpu_offload()
     return pipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before diffusers is imported: it is read once
@@ -15,10 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect tests marked `gpu` where torch sees no GPU."""
-    if torch.cuda.is_available():
-        return
-    without = [item for item in items if item.get_closest_marker("gpu")]
+    """Deselect tests marked `gpu` where torch sees no GPU, and those marked `torchao` where that is not installed."""
+    here = {"gpu": torch.cuda.is_available(), "torchao": importlib.util.find_spec("torchao") is not None}
+    missing = [name for name in here if not here[name]]
+    without = [item for item in items if any(item.get_closest_marker(name) for name in missing)]
     if without:
         config.hook.pytest_deselected(items=without)
         items[:] = [item for item in items if item not in without]

@@ -103,12 +103,12 @@ class Everywhere:
             original(module, *args, **kwargs)
             self._patch(module, family)
 
-        cls.__init__ = made  # type: ignore[method-assign]
+        cls.__init__ = made  # type: ignore[method-assign,assignment]
 
     def _patch(self, transformer: nn.Module, family: Family) -> None:
         # Models may be made under the "meta" device; handles are read on the CPU.
         with torch.device("cpu"):
-            modules: list[Any] = [each for each in family.sites(transformer) if family.stock(each.processor)]  # type: ignore[attr-defined]
+            modules = [each for each in family.sites(transformer) if family.stock(each.processor)]
             for index, module in enumerate(modules):
                 layer = Layer(self, "transformer", index, family, module)
                 # The op's handle keeps nothing alive, and a block may outlive its transformer.

@@ -23,9 +23,9 @@ WORDS = ("<pad>", "</s>", "<unk>", IMAGE, END, "a", "red", "green", "blue", "cir
 DIM, TEXT, EYE = 32, 16, 32
 """Width of text embeddings, tokens of text, and side of the picture that an image encoder sees."""
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 64}
-CLIP = {"height": 128, "width": 192, "num_frames": 25, "num_inference_steps": 8, "guidance_scale": 3.0,
+CLIP = {"height": 96, "width": 144, "num_frames": 25, "num_inference_steps": 8, "guidance_scale": 3.0,
         "max_sequence_length": TEXT}  # fmt: skip
-"""Arguments of a call: 7x8x12 video tokens from a VAE that shrinks 4x8x8 and patches of 1x2x2."""
+"""Arguments of a call: 7x6x9 video tokens from a VAE that shrinks 4x8x8 and patches of 1x2x2."""
 PLAIN = {"template": "{}", "crop_start": 0}
 WITH_IMAGE = {"template": f"{IMAGE} {END} {END} {{}} a a a {END}", "crop_start": 3, "image_emb_start": 0,
               "image_emb_end": 4, "image_emb_len": 4}  # fmt: skip
@@ -226,10 +226,10 @@ def _hunyuan15() -> Any:
 
 def _cogvideox_i2v() -> Any:
     vae = diffusers.AutoencoderKLCogVideoX(latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
-                                           norm_num_groups=2, sample_height=128, sample_width=192)  # fmt: skip
+                                           norm_num_groups=2, sample_height=96, sample_width=144)  # fmt: skip
     transformer = diffusers.CogVideoXTransformer3DModel(
-        **HEADS, in_channels=8, out_channels=4, time_embed_dim=8, text_embed_dim=DIM, num_layers=3, sample_height=16,
-        sample_width=24, sample_frames=25, max_text_seq_length=TEXT, use_rotary_positional_embeddings=True,
+        **HEADS, in_channels=8, out_channels=4, time_embed_dim=8, text_embed_dim=DIM, num_layers=3, sample_height=12,
+        sample_width=18, sample_frames=25, max_text_seq_length=TEXT, use_rotary_positional_embeddings=True,
         use_learned_positional_embeddings=True,
     )  # fmt: skip
     scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")
@@ -284,7 +284,7 @@ _PIPELINES: dict[str, tuple[Callable[[], Any], Mapping[str, Any]]] = {
     "framepack": (_framepack, CLIP | {"prompt_template": PLAIN, "latent_window_size": 7}),
     "hunyuanvideo15": (_hunyuan15, {name: CLIP[name] for name in tuple(CLIP)[:4]}),
     "cogvideox_i2v": (_cogvideox_i2v, CLIP),
-    "ltx": (_ltx, CLIP),
+    "ltx": (_ltx, CLIP | {"width": 160}),
     "mochi": (_mochi, CLIP | {"num_frames": 37}),
     "cosmos": (_cosmos, CLIP),
 }

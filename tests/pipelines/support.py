@@ -2,7 +2,8 @@
 
 The record is vidaccel/pipelines/support.json, which ``vidaccel ls --matrix`` and docs/support.md show. It says of each
 model and feature "yes" where every test of the feature passed, "refused" where a clear error refuses it, and else why
-it was not tried. A failed test is never recorded: then nothing is written.
+it was not tried. A failed test is never recorded: then nothing is written. ``--page`` runs nothing and writes the
+page's table from the record as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ Test = TypeVar("Test", bound=Callable[..., None])
 RECORD = Path(__file__).parents[2] / "vidaccel" / "pipelines" / "support.json"
 TESTS = Path(__file__).with_name("test_conformance.py")
 VERSIONS = ("diffusers", "torch", "peft", "torchao")
+PAGE = Path(__file__).parents[2] / "docs" / "support.md"
+BEGIN, END = "<!-- matrix -->", "<!-- /matrix -->"
 
 
 def proves(feature: str) -> Callable[[Test], Test]:
@@ -63,7 +66,43 @@ def record() -> dict[str, Any]:
     return found
 
 
+def between(page: str) -> str:
+    """What stands between the markers of a page.
+
+    Raises:
+        ValueError: it has not both of them, once each and in their order.
+    """
+    parts = page.split(BEGIN)
+    if len(parts) != 2 or page.count(END) != 1 or END not in parts[1]:
+        raise ValueError(f"the page has not one {BEGIN} and then one {END}")
+    return parts[1].partition(END)[0].strip()
+
+
+def shown(page: str, found: dict[str, Any]) -> str:
+    """A page with a record's versions and table between its markers.
+
+    Raises:
+        ValueError: as `between`.
+    """
+    from vidaccel.pipelines import support
+
+    between(page)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    head, _, rest = page.partition(BEGIN)
+    return f"{head}{BEGIN}\n{versions}\n\n{support.table(found)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> int:
+    """Run the tests and write the record and the page; 1 where one failed."""
+    from vidaccel.files import write_text
+
+    if "--page" not in sys.argv[1:] and (code := run()):
+        return code
+    write_text(PAGE, shown(PAGE.read_text(encoding="utf-8"), record()))
+    return 0
+
+
+def run() -> int:
     """Run the tests and write the record; 1 where one failed."""
     from tests.pipelines.models import models
     from vidaccel.files import write_text

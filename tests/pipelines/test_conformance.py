@@ -250,8 +250,10 @@ def test_fused_projections(model: Model, transformer: nn.Module) -> None:
 
 
 @proves("int8 weights")
+@pytest.mark.torchao
 def test_weights_quantised_by_torchao(model: Model, transformer: nn.Module) -> None:
-    quantization = pytest.importorskip("torchao.quantization")
+    from torchao import quantization
+
     call = model.inputs(transformer)
     plain = forward(transformer, call)
     linears = lambda module, name: isinstance(module, nn.Linear) and ".to_" in name  # noqa: E731

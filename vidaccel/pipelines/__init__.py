@@ -48,8 +48,8 @@ def experts(target: Any) -> dict[str, nn.Module]:
     found = {name: getattr(target, name, None) for name in EXPERTS}
     present = {name: uncompiled(module) for name, module in found.items() if isinstance(module, nn.Module)}
     if not present:
-        why = f"its {type(target.unet).__name__} is not supported: {UNET}" if hasattr(target, "unet") else _supported()
-        raise ValueError(f"{type(target).__name__} has no video transformer; {why}")
+        unet = f"its {type(target.unet).__name__} is not supported: {UNET}; " if hasattr(target, "unet") else ""
+        raise ValueError(f"{type(target).__name__} has no video transformer; {unet}{_supported()}")
     return present
 
 
@@ -65,7 +65,7 @@ def family_of(transformer: nn.Module) -> Family:
             return family
     known = refusal(name)
     if known is not None:
-        raise ValueError(f"{name} is not supported: {known}")
+        raise ValueError(f"{name} is not supported: {known}" + ("" if known.instead else f". {_supported()}"))
     raise ValueError(f"{name} is not supported; {_supported()}. For a class that is not known, say what it is by "
                      "family=vidaccel.Generic(...): see docs/unknown-models.md")  # fmt: skip
 

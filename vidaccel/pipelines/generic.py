@@ -71,6 +71,8 @@ class Generic:
             TokenLayout.parse(self.grid)
         if self.latents not in (None, *AXES):
             raise ValueError(f"latents={self.latents!r} is none of {', '.join(AXES)} and None")
+        if not isinstance(self.sites, (str, tuple, list)) or not all(isinstance(each, str) for each in self.patterns):
+            raise ValueError(f"sites={self.sites!r} is neither a pattern nor a tuple of patterns")
         for name, count in (("patch", 3), ("heads", 2)):
             given = getattr(self, name)
             if given is not None and not _counts(given, count):
