@@ -46,6 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stored": {"layout", "patterns", "strict"},
     "heads": BASE | {"patterns", "planning", "strict", "architecture", "stored"},
     "profile": BASE | {"files", "miniature", "heads", "strict", "architecture"},
+    "everywhere": {"kernels", "mask", "patched", "pipelines"},
+    "pytest_plugin": {"everywhere"},
     "watch": {"patched", "pipelines"},
     "patched": RUN,
     "setting": RUN | {"costs", "patched"},
