@@ -24,7 +24,9 @@ HOSTS = {
     "0.38.0": "transformers==5.23.0",
     "0.42.1": "transformers==5.23.0",
 }
-TESTS = ["tests/test_bit_identical.py", "tests/pipelines"]
+TESTS = ["tests/test_bit_identical.py", "tests/pipelines/test_conformance.py", "tests/pipelines/test_hunyuanvideo.py",
+         "tests/pipelines/test_cogvideox.py"]  # fmt: skip
+"""Classes that a version does not have yet are left out."""
 
 
 @nox.session

@@ -53,7 +53,7 @@ class Runtime:
         if self.cache.guided_steps and model.batched_guidance:
             raise ValueError(f"{self.cache.guidance} leaves out unconditional calls, and in {name} both guidance "
                              "passes share one: leave it out")  # fmt: skip
-        if getattr(transformer, "_compiled_call_impl", None) is not None:
+        if _compiled(transformer):
             raise ValueError(whole(name))
         count = sum(len(getattr(transformer, each)) for each in model.stacks)
         if self.cache.policy.segments(count) != ((0, count),) and not self._stacked:
@@ -100,7 +100,13 @@ class Runtime:
         self._branches, self._led, self._began, self._passes = {}, None, {}, 0
 
     def begin(self, arrival: Arrival, transformer: nn.Module, model: Model) -> None:
-        """A forward begins; its first block will decide what becomes of it."""
+        """A forward begins; its first block will decide what becomes of it.
+
+        Raises:
+            RuntimeError: the transformer was compiled as a whole since `attach`.
+        """
+        if _compiled(transformer):
+            raise RuntimeError(whole(type(transformer).__name__))
         if self._pass is not None:
             # An exception ended the last forward: what it left is of no known step.
             self.forget()
@@ -345,7 +351,12 @@ def _packed(streams: Sequence[Tensor]) -> Any:
     return streams[0] if len(streams) == 1 else tuple(streams)
 
 
+def _compiled(transformer: nn.Module) -> bool:
+    """Whether `nn.Module.compile` was called on it."""
+    return getattr(transformer, "_compiled_call_impl", None) is not None
+
+
 def whole(name: str) -> str:
     """Why a model that is compiled as a whole is refused."""
-    return (f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its blocks, by "
-            "transformer.compile_repeated_blocks()")  # fmt: skip
+    return (f"{name} is compiled as a whole, where no step can be left out: with a cache, compile each of its blocks, "
+            "by transformer.compile_repeated_blocks(), or by block.compile() where its class does not have that named")
