@@ -1,5 +1,5 @@
-"""What users do to their pipelines: adapters, casting, offload, compile, kinds of calls; each with sparse attention, with
-a cache, and with both. What only a cache minds is in `tests.caching.test_interplay`."""
+"""What users do to their pipelines: adapters, casting, offload, compiling, kinds of calls; with sparse attention, with a
+cache, and with both. What only a cache minds is in `tests.caching.test_interplay`."""
 
 from __future__ import annotations
 

@@ -358,5 +358,5 @@ def _compiled(transformer: nn.Module) -> bool:
 
 def whole(name: str) -> str:
     """Why a model that is compiled as a whole is refused."""
-    return (f"{name} is compiled as a whole, where no step can be left out: with a cache, compile each of its blocks, "
-            "by transformer.compile_repeated_blocks(), or by block.compile() where its class does not have that named")
+    return (f"{name} is compiled as a whole, where no step can be left out: with a cache, compile its blocks, by "
+            "transformer.compile_repeated_blocks() or, where its class does not support that, each by block.compile()")
