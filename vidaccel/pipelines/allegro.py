@@ -43,7 +43,8 @@ class AllegroProcessor(Processor):
             layer(hidden_states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
         if image_rotary_emb is not None:
-            query, key = _rotate(query, *image_rotary_emb), _rotate(key, *image_rotary_emb)
+            query = _rotate(query, *image_rotary_emb)
+            key = _rotate(key, *image_rotary_emb)
         out: Tensor = attn.to_out[1](attn.to_out[0](self.attend(query, key, value).flatten(2, 3)))
         return out
 

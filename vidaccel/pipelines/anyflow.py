@@ -35,7 +35,8 @@ class AnyFlowProcessor(Processor):
             return stock
         query, key, value = project(attn, hidden_states)
         if rotary_emb is not None:
-            query, key = _rotate(query, rotary_emb["query"]), _rotate(key, rotary_emb["key"])
+            query = _rotate(query, rotary_emb["query"])
+            key = _rotate(key, rotary_emb["key"])
         out = self.attend(query, key, value).flatten(2, 3).type_as(query)
         projected: Tensor = attn.to_out[1](attn.to_out[0](out))
         return projected

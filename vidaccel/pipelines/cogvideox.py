@@ -43,7 +43,8 @@ class CogVideoXProcessor(Processor):
         fused = type(self.inner).__name__ == FUSED
         query, key, value = _project(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1), fused)
         if image_rotary_emb is not None:
-            query, key = _joined(query, text, image_rotary_emb), _joined(key, text, image_rotary_emb)
+            query = _joined(query, text, image_rotary_emb)
+            key = _joined(key, text, image_rotary_emb)
         out = self.attend(query, key, value).flatten(2, 3)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]

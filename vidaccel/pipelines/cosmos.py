@@ -40,9 +40,11 @@ class CosmosProcessor(Processor):
         query, key, value = (
             layer(hidden_states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
         )
-        query, key = attn.norm_q(query), attn.norm_k(key)
+        query = attn.norm_q(query)
+        key = attn.norm_k(key)
         if image_rotary_emb is not None:
-            query, key = _rotate(query, *image_rotary_emb), _rotate(key, *image_rotary_emb)
+            query = _rotate(query, *image_rotary_emb)
+            key = _rotate(key, *image_rotary_emb)
         out = self.attend(query, key, value).flatten(2, 3).type_as(query)
         return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
 

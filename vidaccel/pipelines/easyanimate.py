@@ -41,7 +41,8 @@ class EasyAnimateProcessor(Processor):
         project = _project_single if attn.add_q_proj is None else _project_dual
         query, key, value = project(attn, encoder_hidden_states, hidden_states)
         if image_rotary_emb is not None:
-            query, key = _rotated(query, tokens, image_rotary_emb), _rotated(key, tokens, image_rotary_emb)
+            query = _rotated(query, tokens, image_rotary_emb)
+            key = _rotated(key, tokens, image_rotary_emb)
         out = self.attend(query, key, value).flatten(2, 3)
         text, video = out[:, :tokens], attn.to_out[1](attn.to_out[0](out[:, tokens:]))
         # Blocks with one set of weights leave the text as it comes out.
@@ -57,7 +58,8 @@ def _project_dual(attn: Any, text: Tensor, video: Tensor) -> tuple[Tensor, Tenso
     words = _project(attn, text, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     query, key, value = _project(attn, video, attn.to_q, attn.to_k, attn.to_v)
     text_query, text_key = _normalised(attn.norm_added_q, words[0]), _normalised(attn.norm_added_k, words[1])
-    query, key = _normalised(attn.norm_q, query), _normalised(attn.norm_k, key)
+    query = _normalised(attn.norm_q, query)
+    key = _normalised(attn.norm_k, key)
     return torch.cat([text_query, query], 1), torch.cat([text_key, key], 1), torch.cat([words[2], value], 1)
 
 

@@ -46,7 +46,8 @@ class HeliosProcessor(Processor):
             return stock
         query, key, value = _project(attn, hidden_states)
         if rotary_emb is not None:
-            query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
+            query = _rotate(query, rotary_emb)
+            key = _rotate(key, rotary_emb)
         if attn.is_amplify_history:
             assert original_context_length is not None
             key = _amplified(attn, key, hidden_states.shape[1] - original_context_length)

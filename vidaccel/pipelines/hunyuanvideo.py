@@ -64,7 +64,8 @@ def _padding_mask(lengths: Tensor, tokens: int) -> Tensor:
 def _project_dual(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value ``[batch, video + text tokens, heads, head_dim]`` of two streams with weights of their own."""
     query, key, value = (_heads(attn, layer(video)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query, key = _normalised(attn.norm_q, query), _normalised(attn.norm_k, key)
+    query = _normalised(attn.norm_q, query)
+    key = _normalised(attn.norm_k, key)
     extra_query, extra_key, extra_value = (
         _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     )
@@ -81,7 +82,8 @@ def _project_single(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | Non
     """The same where one set of weights serves the concatenated streams."""
     states, tokens = torch.cat([video, text], dim=1), video.shape[1]
     query, key, value = (_heads(attn, layer(states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query, key = _normalised(attn.norm_q, query), _normalised(attn.norm_k, key)
+    query = _normalised(attn.norm_q, query)
+    key = _normalised(attn.norm_k, key)
     if rotary is not None:
         query = _joined(query[:, :tokens], query[:, tokens:], rotary)
         key = _joined(key[:, :tokens], key[:, tokens:], rotary)

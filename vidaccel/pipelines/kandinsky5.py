@@ -42,7 +42,8 @@ class Kandinsky5Processor(Processor):
         query = attn.query_norm(query.float()).type_as(query)
         key = attn.key_norm(key.float()).type_as(key)
         if rotary_emb is not None:
-            query, key = _rotate(query, rotary_emb), _rotate(key, rotary_emb)
+            query = _rotate(query, rotary_emb)
+            key = _rotate(key, rotary_emb)
         return attn.out_layer(self.attend(query, key, value).flatten(-2, -1))  # type: ignore[no-any-return]
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:

@@ -38,7 +38,8 @@ class LTXProcessor(Processor):
             return out
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
         if image_rotary_emb is not None:
-            query, key = rotate_pairs(query, *image_rotary_emb), rotate_pairs(key, *image_rotary_emb)
+            query = rotate_pairs(query, *image_rotary_emb)
+            key = rotate_pairs(key, *image_rotary_emb)
         value = attn.to_v(hidden_states)
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
         out = self.attend(query, key, value).flatten(2, 3).to(query.dtype)

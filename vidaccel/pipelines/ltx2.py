@@ -67,10 +67,12 @@ def _project(attn: Any, states: Tensor, rotary: Rotary | None) -> tuple[Tensor, 
     """Query, key, value ``[batch, tokens, heads, head_dim]``, normalised and rotated."""
     query, key, value = attn.norm_q(attn.to_q(states)), attn.norm_k(attn.to_k(states)), attn.to_v(states)
     if rotary is not None and attn.rope_type == "interleaved":
-        query, key = rotate_pairs(query, *rotary), rotate_pairs(key, *rotary)
+        query = rotate_pairs(query, *rotary)
+        key = rotate_pairs(key, *rotary)
     query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
     if rotary is not None and attn.rope_type == "split":
-        query, key = _rotate_halves(query, *rotary), _rotate_halves(key, *rotary)
+        query = _rotate_halves(query, *rotary)
+        key = _rotate_halves(key, *rotary)
     return query, key, value
 
 

@@ -85,9 +85,11 @@ def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
 def _project_video(attn: Any, states: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value of the video, ``[batch, tokens, heads, head_dim]``; calls modules, for LoRA and offloading."""
     query, key, value = (layer(states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query, key = attn.norm_q(query), attn.norm_k(key)
+    query = attn.norm_q(query)
+    key = attn.norm_k(key)
     if rotary is not None:
-        query, key = _rotate(query, *rotary), _rotate(key, *rotary)
+        query = _rotate(query, *rotary)
+        key = _rotate(key, *rotary)
     return query, key, value
 
 
