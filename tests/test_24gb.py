@@ -24,7 +24,7 @@ from vidaccel.pipelines import family_of
 from vidaccel.pipelines.base import Call
 
 gguf = pytest.importorskip("gguf")
-pytest.importorskip("torchao")
+pytestmark = pytest.mark.torchao
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 TILE = {"tile_sample_min_height": 32, "tile_sample_min_width": 32, "tile_sample_stride_height": 24,
