@@ -4,7 +4,8 @@ Real classes at their published sizes run on the "meta" device, where tensors ha
 is every tensor that an operation makes, as long as it lives. An attention call makes its output and nothing else, as
 flash kernels and those of vidaccel do. Not counted: the CUDA context, what cuDNN and cuBLAS take inside a call, and
 memory that the allocator cannot use in between. Weights are those of the real quantised tensors. GB is 10^9 bytes.
-Appends JSON lines to benchmarks/results/memory_24gb.jsonl. It needs torchao: ``PYTHONPATH=.venv/torchao`` has that of `make`.
+Appends JSON lines to benchmarks/results/memory_24gb.jsonl. It needs torchao: `make` has it in .venv/torchao, for
+``PYTHONPATH``.
 """
 
 from __future__ import annotations
