@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, WanVideoToVideoPipeline
 from peft import LoraConfig
 
 import vidaccel
 from tests import tiny
-from tests.caching.cases import Told, ToldOutput, run
-from vidaccel.caching import Cache
+from tests.caching.cases import FAMILIES, Told, ToldOutput, by_hooks, run
+from vidaccel.caching import Cache, Place
 from vidaccel.caching.predictors import Hold
 
 STEPS = (2, 4)
-SPARSE: dict[str, Any] = {"method": "radial", "min_tokens": 0, "decay": 0.0, "block": 16, "split": 16,
-                          "schedule": {"dense_first_steps": 2, "dense_first_layers": 0}}  # fmt: skip
 
 
-def cached(pipe: Any, policy: Any = None, **more: Any) -> Any:
-    with vidaccel.enable(pipe, **{"method": None, "cache": Cache(policy or Told(STEPS), Hold(), min_steps=1)} | more):
+def cached(pipe: Any, policy: Any = None) -> Any:
+    with vidaccel.enable(pipe, None, cache=Cache(policy or Told(STEPS), Hold(), min_steps=1)):
         return run("wan", pipe)
 
 
@@ -43,16 +41,6 @@ def test_compiled_blocks_are_one_graph() -> None:
     assert counter.frame_count == 1
 
 
-def test_compiled_sparse_blocks_are_two_graphs() -> None:
-    pipe = tiny.tiny_wan()
-    expected = cached(pipe, **SPARSE)
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounter()
-    pipe.transformer.compile_repeated_blocks(fullgraph=True, backend=counter)
-    np.testing.assert_allclose(cached(pipe, **SPARSE), expected, atol=1e-5)
-    assert counter.frame_count == 2
-
-
 @pytest.mark.parametrize("policy", [Told(STEPS), ToldOutput(STEPS)], ids=["stack", "output"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_model_offload(policy: Any, when: str) -> None:
@@ -69,32 +57,64 @@ def test_model_offload(policy: Any, when: str) -> None:
             assert decisions(session).count("reused") == len(STEPS)
 
 
-@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
-def test_group_offload(kind: str) -> None:
+CONFIG = LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
+EVENTS: dict[str, Any] = {
+    "strength": lambda transformer: transformer.set_adapters("style", 0.25),
+    "off": lambda transformer: transformer.disable_adapters(),
+    "another": lambda transformer: transformer.add_adapter(CONFIG, adapter_name="other"),
+    "deleted": lambda transformer: transformer.delete_adapters("style"),
+    "unloaded": lambda transformer: transformer.unload_lora(),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_other_adapters_are_an_event(event: str) -> None:
+    """Nothing that was computed with one is reused with another, or at another strength."""
     pipe = tiny.tiny_wan()
-    expected = cached(pipe)
-    options = {"num_blocks_per_group": 1} if kind == "block_level" else {}
-    pipe.transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
-                                          offload_type=kind, **options)  # fmt: skip
-    assert np.array_equal(cached(pipe), expected)
+    pipe.transformer.add_adapter(CONFIG, adapter_name="style")
 
-
-def test_a_new_adapter_strength_is_an_event() -> None:
-    """Nothing that was computed under one strength is reused under another."""
-    pipe = tiny.tiny_wan()
-    config = LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
-    pipe.transformer.add_adapter(config, adapter_name="style")
-
-    def weaken(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+    def change(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
         if step == 2:
-            pipe.transformer.set_adapters("style", 0.25)
+            EVENTS[event](pipe.transformer)
         return {}
 
     with vidaccel.enable(pipe, None, cache=Cache(Told((2, 3, 4)), Hold(), min_steps=1)) as session:
         run("wan", pipe)
         assert decisions(session) == ["computed"] * 2 + ["reused"] * 3 + ["computed"]
-        run("wan", pipe, callback_on_step_end=weaken)
+        run("wan", pipe, callback_on_step_end=change)
         assert decisions(session) == ["computed"] * 2 + ["reused", "computed", "reused", "computed"]
+
+
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("wan", {"guidance_scale": 1.0}), ("wan", {"num_videos_per_prompt": 2}),
+    ("hunyuanvideo", {"true_cfg_scale": 3.0}), ("hunyuanvideo", {"num_videos_per_prompt": 2}),
+    ("cogvideox", {"guidance_scale": 1.0}),
+    ("cogvideox", {"prompt": ["a red circle", "a blue square"], "negative_prompt": ["blurry"] * 2}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "call"), CALLS, ids=lambda each: each if isinstance(each, str) else next(iter(each)))
+def test_calls_of_all_kinds_are_the_slow_cache(family: str, call: dict[str, Any]) -> None:
+    """Passes and batch rows are each given their own."""
+    pipe = FAMILIES[family][0]()
+    with by_hooks(pipe, STEPS, Place.STACK):
+        expected = run(family, pipe, **call)
+    assert np.abs(expected - run(family, pipe, **call)).max() > 1e-4
+    with vidaccel.enable(pipe, None, cache=Cache(Told(STEPS), Hold(), min_steps=1)):
+        run(family, pipe)
+        np.testing.assert_allclose(run(family, pipe, **call), expected, atol=1e-5)
+
+
+def test_a_run_that_starts_late() -> None:
+    """Video to video, in a pipeline made of an enabled one: its own steps count."""
+    pipe = tiny.tiny_wan()
+    with vidaccel.enable(pipe, None, cache=Cache(Told((0, 1, 2, 3)), Hold(), min_steps=1)) as session:
+        other = WanVideoToVideoPipeline.from_pipe(pipe)
+        other.set_progress_bar_config(disable=True)
+        call = tiny.wan_inputs(pipe, num_inference_steps=8)
+        del call["num_frames"]
+        other(**call, video=[tiny.tiny_image(seed) for seed in range(17)], strength=0.5)
+    assert decisions(session) == ["computed", "reused", "reused", "computed"]
 
 
 def test_diffusers_own_cache_contexts_are_not_needed() -> None:
