@@ -28,7 +28,11 @@ class SkyReelsV2(Wan):
     like: ClassVar[str | None] = "wan"
 
     def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "SkyReelsV2AttnProcessor"
+        name = type(processor).__name__
+        if name == "SkyReelsV2AttnProcessor2_0":
+            raise ValueError(f"SkyReels-V2 has the attention processor {name} in diffusers 0.35, which computes "
+                             "otherwise and is not supported: install a newer diffusers")  # fmt: skip
+        return name == "SkyReelsV2AttnProcessor"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

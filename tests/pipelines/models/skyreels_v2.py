@@ -12,6 +12,7 @@ from diffusers import (
     SkyReelsV2Transformer3DModel,
     UniPCMultistepScheduler,
 )
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2AttnProcessor  # noqa: F401 (not in 0.35)
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
