@@ -348,10 +348,10 @@ def test_models_that_are_none_are_refused(tmp_path: Path, folder: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     index = json.loads((folder / "model_index.json").read_text())
-    index |= {"transformer": ["diffusers", "LTXVideoTransformer3DModel"], "_class_name": "LTXPipeline"}
+    index |= {"transformer": ["diffusers", "LatteTransformer3DModel"], "_class_name": "LattePipeline"}
     (other / "model_index.json").write_text(json.dumps(index))
     said = refused(*generate_words(other, out))
-    assert "LTXVideoTransformer3DModel" in said and "WanTransformer3DModel" in said
+    assert "LatteTransformer3DModel" in said and "WanTransformer3DModel" in said
     assert not out.parent.exists()
 
 

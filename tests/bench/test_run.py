@@ -192,9 +192,9 @@ def test_models_are_made_in_their_type_and_the_default_comes_back():
 def test_a_model_without_a_family_is_skipped_with_its_reason(monkeypatch):
     import dataclasses
 
-    strange = dataclasses.replace(models.SMOKE[0], transformer="AllegroTransformer3DModel")
+    strange = dataclasses.replace(models.SMOKE[0], transformer="LatteTransformer3DModel")
     (line,) = steps.lines(strange, "radial", {}, torch.device("cpu"), torch.float32, 0, 1)
-    assert line["skipped"] == "vidaccel has no sparse attention for AllegroTransformer3DModel yet"
+    assert line["skipped"] == "vidaccel has no sparse attention for LatteTransformer3DModel yet"
     nowhere = dataclasses.replace(strange, transformer="NoSuchTransformer")
     assert "has no NoSuchTransformer" in str(nowhere.why_not())
 

@@ -176,10 +176,10 @@ def test_what_an_eval_needs(folder: Path, tmp_path: Path) -> None:
 def test_other_families_are_refused_sparse_and_read_no_weights(folder: Path, tmp_path: Path) -> None:
     other, index = tmp_path / "other", json.loads((folder / "model_index.json").read_text())
     other.mkdir()
-    index |= {"transformer": ["diffusers", "LTXVideoTransformer3DModel"], "_class_name": "LTXPipeline"}
+    index |= {"transformer": ["diffusers", "LatteTransformer3DModel"], "_class_name": "LattePipeline"}
     (other / "model_index.json").write_text(json.dumps(index))
     said = refused("--model", other, "--prompt", "a", "--method", "radial", "--out", tmp_path / "out")
-    assert "runs dense only" in said and "LTXPipeline" in said and re.search("families that have it are .*wan", said)
+    assert "runs dense only" in said and "LattePipeline" in said and re.search("families that have it are .*wan", said)
     index["_class_name"] = "NoSuchPipeline"
     (other / "model_index.json").write_text(json.dumps(index))
     said = refused("--model", other, "--prompt", "a", "--method", "dense", "--out", tmp_path / "out")
