@@ -62,14 +62,14 @@ def test_runs_alternate_after_a_warm_up() -> None:
 def test_warm_up_runs_the_sparse_code_of_a_schedule_that_starts_late() -> None:
     pipe, calls = tiny_wan(), []
     late = {**RADIAL, "schedule": {"dense_first_steps": 4}}
-    original = vidaccel.session.kernels.attention
+    original = vidaccel.calls.kernels.attention
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         return original(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vidaccel.session.kernels, "attention", spy)
+        patch.setattr(vidaccel.calls.kernels, "attention", spy)
         seen = run(pipe, enable_kwargs=late, repeats=1)
     # Two steps, two passes, two layers of warm-up; the timed run is all dense and keeps its own schedule.
     assert len(calls) == 8 and seen.summary.to_dict()["calls"]["sparse"] == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 import vidaccel
 from tests import tiny
 from tests.methods.test_mixed import BLOCK, PATTERNS, layer
+from vidaccel import calls as run_calls
 from vidaccel.compensation import COMPENSATIONS
 from vidaccel.heads import HeadTable
 from vidaccel.methods import METHODS, Method
@@ -22,7 +23,6 @@ from vidaccel.methods.mixed import Mixed
 from vidaccel.methods.semantic import CENTROIDS, Semantic
 from vidaccel.methods.semantic_tiles import Clusters
 from vidaccel.profile import Profile
-from vidaccel.session import Session
 from vidaccel.site import Site
 from vidaccel.summary import Tally
 
@@ -153,18 +153,18 @@ def test_branches_share_centroids_alone(
 def test_what_leaks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A session that forgets to forget, and one that has one state for all branches, fail these tests."""
 
-    def keeps(self: Session) -> None:
-        self._tally, self.runs = Tally(), self.runs + 1
+    def keeps(self: run_calls.Calls) -> None:
+        self.tally = Tally()
 
-    def shares(self: Session, site: Any, whose: str = "method") -> dict[str, Any]:
-        return self._state.setdefault((whose, site.expert, "", site.layer), {})
+    def shares(self: run_calls.Calls, site: Any, whose: str = "method") -> dict[str, Any]:
+        return self.state.setdefault((whose, site.expert, "", site.layer), {})
 
     with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(Session, "_begin_run", keeps)
+        patched.setattr(run_calls.Calls, "forget", keeps)
         test_nothing_is_carried_over("nabla", None)
     with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(Session, "_remembered", shares)
+        patched.setattr(run_calls.Calls, "remembered", shares)
         test_branches_have_their_own("nabla", None)
     with monkeypatch.context() as patched, pytest.raises(AssertionError):
-        patched.setattr(Session, "_remembered", shares)
+        patched.setattr(run_calls.Calls, "remembered", shares)
         test_branches_share_centroids_alone("semantic", None, monkeypatch)
