@@ -26,7 +26,9 @@ def cached(pipe: Any, policy: Any = None) -> Any:
 
 
 def decisions(session: Any) -> list[str]:
-    return [each["what"] for each in session.summary().to_dict()["cache"]["decisions"] if each["branch"] == "cond"]
+    """Of the pass that each step begins with."""
+    made = session.summary().to_dict()["cache"]["decisions"]
+    return [each["what"] for each in made if each["branch"].startswith("cond")]
 
 
 def test_compiled_blocks_are_one_graph() -> None:
@@ -60,6 +62,7 @@ def test_model_offload(policy: Any, when: str) -> None:
 CONFIG = LoraConfig(r=4, target_modules=["to_q", "to_v"], init_lora_weights=False)
 EVENTS: dict[str, Any] = {
     "strength": lambda transformer: transformer.set_adapters("style", 0.25),
+    "fused, weaker": lambda transformer: transformer.fuse_lora(lora_scale=0.25),
     "off": lambda transformer: transformer.disable_adapters(),
     "another": lambda transformer: transformer.add_adapter(CONFIG, adapter_name="other"),
     "deleted": lambda transformer: transformer.delete_adapters("style"),
@@ -104,6 +107,24 @@ def test_calls_of_all_kinds_are_the_slow_cache(kind: str) -> None:
     with vidaccel.enable(pipe, None, cache=Cache(Told(STEPS), Hold(), min_steps=1)):
         run(family, pipe)
         np.testing.assert_allclose(run(family, pipe, **call), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_interrupted_run_leaves_nothing(family: str) -> None:
+    """By the pipeline's own switch, which skips the steps that are left."""
+    pipe = FAMILIES[family][0]()
+
+    def interrupt(pipe: Any, step: int, timestep: Any, kwargs: Any) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return {}
+
+    # What it has measured of one run would let it reuse the next one's second step.
+    easy = {"name": "easycache", "threshold": 1e3, "min_steps": 1}
+    with vidaccel.enable(pipe, None, cache=easy) as session:
+        expected, made = run(family, pipe), decisions(session)
+        run(family, pipe, prompt="a blue square", callback_on_step_end=interrupt)
+        assert decisions(session) == ["computed"] * 2
+        assert np.array_equal(run(family, pipe), expected) and decisions(session) == made
 
 
 def test_a_run_that_starts_late() -> None:
