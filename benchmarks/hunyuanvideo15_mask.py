@@ -31,8 +31,8 @@ def measure(case: str, tokens: int) -> dict:
     from diffusers import HunyuanVideo15Transformer3DModel
 
     from vidaccel.kernels import op
-    from vidaccel.pipelines.base import Mode
     from vidaccel.pipelines.hunyuanvideo15 import HunyuanVideo15Processor
+    from vidaccel.pipelines.processor import Mode
 
     class Nobody:
         def attend(self, *given: object) -> None:

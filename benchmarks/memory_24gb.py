@@ -33,7 +33,8 @@ from vidaccel.layout import TokenLayout  # noqa: E402
 from vidaccel.methods import Method, method  # noqa: E402
 from vidaccel.methods.semantic import Semantic  # noqa: E402
 from vidaccel.pipelines import family_of  # noqa: E402
-from vidaccel.pipelines.base import Call, Mode  # noqa: E402
+from vidaccel.pipelines.base import Call  # noqa: E402
+from vidaccel.pipelines.processor import Mode  # noqa: E402
 from vidaccel.plan import AttentionPlan  # noqa: E402
 from vidaccel.site import Site  # noqa: E402
 
@@ -78,7 +79,7 @@ def size(module: nn.Module) -> int:
 
 def blocks_of(transformer: nn.Module) -> list[nn.Module]:
     """Blocks in the order in which they run."""
-    return [block for name in family_of(transformer).stacks for block in getattr(transformer, name)]
+    return family_of(transformer).blocks(transformer)
 
 
 def quantise(transformer: nn.Module, form: str) -> nn.Module:

@@ -130,7 +130,7 @@ def assembled(family: str, form: str, folder: Path) -> Any:
 def offload(pipe: Any) -> None:
     """Block by block; parts that have no list of blocks go as a whole."""
     pipe.enable_group_offload(CPU, CPU, offload_type="block_level", num_blocks_per_group=1)
-    blocks = [block for name in family_of(pipe.transformer).stacks for block in pipe.transformer._modules[name]]
+    blocks = family_of(pipe.transformer).blocks(pipe.transformer)
     assert all(block._diffusers_hook.get_hook("group_offloading") is not None for block in blocks)
 
 

@@ -274,6 +274,28 @@ def test_generate_with_sparse_attention_and_a_cache(folder: Path, tmp_path: Path
     assert values["sparse"]["cache"]["computed_share"] == 0.5
 
 
+def test_generate_by_the_stock_processors_of_a_generic_transformer(folder: Path, tmp_path: Path) -> None:
+    words = ["--method", "nabla", "--density", "0.4", "--set", "block=16", "--min-tokens", 0]
+    known = json_of(*generate_words(folder, tmp_path / "known.mp4", *words))
+    generic = json_of(*generate_words(folder, tmp_path / "generic.mp4", *words, "--family", "generic",
+                                      "--family-set", "patch=[1, 2, 2]"))  # fmt: skip
+    assert generic["sparse"]["calls"] == known["sparse"]["calls"] and known["sparse"]["calls"]["sparse"] > 0
+    assert np.abs(frames_of(tmp_path / "known.mp4") - frames_of(tmp_path / "generic.mp4").astype(float)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--family", "wan"], "--family 'wan' is not 'generic'"),
+        (["--family-set", "text=after"], "give --family generic, too"),
+        (["--family", "generic", "--family-set", "text=beside"], "text='beside' is none of before, after"),
+        (["--family", "generic", "--method", "dense"], "'dense' takes no .*--family"),
+    ],
+)
+def test_a_generic_family_is_checked_first(folder: Path, tmp_path: Path, more: list[str], said: str) -> None:
+    assert re.search(said, refused(*generate_words(folder, tmp_path / "clip.mp4", *more)))
+
+
 def test_cache_options_are_typed_by_the_policys_fields() -> None:
     given = ["threshold=0.1", "coefficients=[1, 0]", "range=none", "most-reused=3", "first_steps=0.2"]
     assert options.cache_options("teacache", given) == {
@@ -444,14 +466,15 @@ def test_demo_of_a_family_without_sparse_attention_is_dense(other: str, tmp_path
 def test_sparse_demo_of_a_family_without_sparse_attention_is_refused(other: str, tmp_path: Path) -> None:
     for words in (["--method", "radial"], ["--method", "radial", "--density", "0.3"]):
         said = refused("demo", "--model", other, "--out", tmp_path / "demo", *words)
-        assert "WanTransformer3DModel" in said and "Transformer3DModel; vidaccel supports" in said
+        assert "is not supported" in said and ("WanTransformer3DModel" in said or "attend within a frame" in said)
     assert "takes no --density" in refused("demo", "--model", other, "--out", tmp_path / "demo", "--density", "0.3")
     assert not list(tmp_path.iterdir())
 
 
 def test_generate_of_a_family_without_sparse_attention(other: str, tmp_path: Path) -> None:
     words = ["generate", "--model", other, "--prompt", PROMPT, "--out", tmp_path / "clip.mp4", "--steps", 2]
-    assert "--method dense" in refused(*words) and not list(tmp_path.iterdir())
+    said = refused(*words)
+    assert "--method dense" in said and "attend within a frame" in said and not list(tmp_path.iterdir())
     values = json_of(*words, "--method", "dense")
     assert values["sparse"] is None and frames_of(tmp_path / "clip.mp4").shape == (17, 64, 96, 3)
 

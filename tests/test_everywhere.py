@@ -24,7 +24,7 @@ from tests.pipelines.models import models
 from tests.pipelines.test_conformance import processors
 from vidaccel.everywhere import Everywhere
 from vidaccel.pipelines import family_of, supported_classes
-from vidaccel.pipelines.base import Processor
+from vidaccel.pipelines.processor import Processor
 from vidaccel.pytest_plugin import Counting
 
 ROOT = Path(__file__).resolve().parent.parent

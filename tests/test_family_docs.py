@@ -81,7 +81,7 @@ def test_the_families_without_caching_are_named() -> None:
     text = INDEX.read_text(encoding="utf-8")
     told = re.search(r"cannot be passed by: ([^.]+)\.", text)
     assert told is not None
-    refused = {name for name, family in families().items() if not family.stacks}
+    refused = {name for name, family in families().items() if not family.cacheable}
     assert set(re.findall(r"`(\w+)`", told[1])) == refused
 
 

@@ -351,7 +351,7 @@ def test_compiled_blocks_are_one_dense_and_one_sparse_graph(family: str) -> None
     counter = counted()
     with vidaccel.enable(pipe, **BOTH) as session:
         expected, before = latents(family, pipe), calls(session)
-        for block in (block for name in session.family.stacks for block in getattr(pipe.transformer, name)):
+        for block in session.family.blocks(pipe.transformer):
             block.compile(fullgraph=True, backend=counter)
         assert np.array_equal(latents(family, pipe), expected) and calls(session) == before
     assert counter.frame_count == 2 * GRAPHS[family]

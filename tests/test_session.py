@@ -12,7 +12,7 @@ import vidaccel
 from tests import tiny
 from vidaccel.calls import LAYOUTS_KEPT
 from vidaccel.costs import CostModel, default_for
-from vidaccel.pipelines.base import Mode
+from vidaccel.pipelines.processor import Mode
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.site import Site
 

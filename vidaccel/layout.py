@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -44,6 +45,14 @@ class TokenLayout:
         if not match or "0" in match.groups():
             raise ValueError(f"grid {grid!r} is not FRAMESxHEIGHTxWIDTH in tokens, such as 21x45x80")
         frames, height, width = map(int, match.groups())
+        return cls(frames, height, width, text_before, text_after)
+
+    @classmethod
+    def patched(
+        cls, size: Sequence[int], patch: Sequence[int], text_before: int = 0, text_after: int = 0
+    ) -> TokenLayout:
+        """The grid of latents of `size` (frames, height, width), with `patch` of each to a token."""
+        frames, height, width = (count // each for count, each in zip(size, patch, strict=True))
         return cls(frames, height, width, text_before, text_after)
 
     @property

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from vidaccel.kernels import op
 from vidaccel.methods.base import Method
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.generic import GenericFamily
+from vidaccel.pipelines.processor import Processor
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
 

@@ -21,7 +21,8 @@ from vidaccel.clock import Clock
 from vidaccel.kernels import op
 from vidaccel.patched import Expert, Layer
 from vidaccel.pipelines.adapters import adapters
-from vidaccel.pipelines.base import Call, Family, Mode
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Mode
 from vidaccel.setting import Moment, Setting
 from vidaccel.site import Site
 from vidaccel.statics import StaticPlans, expected_density

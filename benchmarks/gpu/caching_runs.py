@@ -168,7 +168,7 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
         run, steps, summary = self._run(variant)
         peak = torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
-        blocks = sum(len(getattr(self.transformer, each)) for each in family_of(self.transformer).stacks)
+        blocks = len(family_of(self.transformer).blocks(self.transformer))
         return {
             "seconds": run.seconds, "finite": bool(np.isfinite(run.latents).all()), "peak_memory_gib": peak,
             "steps_ms": [round(each, 3) for each in steps], "step_ms": self._by_kind(variant, steps, summary),

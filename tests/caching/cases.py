@@ -55,7 +55,7 @@ def by_hooks(pipe: Any, steps: tuple[int, ...], place: Place) -> Iterator[None]:
     """
     (transformer,) = experts(pipe).values()
     family = family_of(transformer)
-    blocks: list[Any] = [block for name in family.stacks for block in getattr(transformer, name)]
+    blocks: list[Any] = family.blocks(transformer)
     at: dict[str, Any] = {"step": -1, "last": None, "call": 0}
     kept: dict[int, list[Tensor]] = {}
     entered: list[Tensor] = []
@@ -103,7 +103,7 @@ def block_calls(pipe: Any) -> tuple[list[tuple[str, int]], Any]:
     calls: list[tuple[str, int]] = []
     hooks = []
     for expert, transformer in experts(pipe).items():
-        blocks = [block for name in family_of(transformer).stacks for block in transformer._modules[name]]  # type: ignore[union-attr]
+        blocks = family_of(transformer).blocks(transformer)
         for index, block in enumerate(blocks):
             note = lambda *_, spot=(expert, index): calls.append(spot)  # noqa: E731
             hooks.append(block.register_forward_pre_hook(note))

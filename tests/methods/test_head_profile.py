@@ -24,7 +24,7 @@ from vidaccel.patterns.bands import Band
 from vidaccel.patterns.cells import Cells
 from vidaccel.patterns.decay import Decay
 from vidaccel.patterns.simple import Dense, Skip
-from vidaccel.pipelines.base import Mode
+from vidaccel.pipelines.processor import Mode
 from vidaccel.site import Site
 
 LAYOUT = TokenLayout(5, 4, 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ from vidaccel.profile import Profile
 
 NAMES = list(models())
 PIPELINES = [name for name, each in models().items() if each.pipeline is not None]
-CACHED = [name for name, each in models().items() if family_of(each.build()).stacks]
+CACHED = [name for name, each in models().items() if family_of(each.build()).cacheable]
 DROPPING = {"radial": {"decay": 0.0, "split": 16, "sink": False}, "svg": {}, "neighborhood": {"density": 0.4}}
 """Options by which static methods leave pairs out on the tiny grids."""
 ALL_DENSE: dict[str, Any] = {"min_tokens": 0, "schedule": {"dense_first_steps": 1.0}, "num_inference_steps": 4}
@@ -206,6 +207,8 @@ def test_group_offload(model: Model, transformer: nn.Module) -> None:
     with vidaccel.enable(transformer, "radial", **given):
         expected = forward(transformer, call)
     device = torch.device("cpu")
+    if diffusers.__version__.startswith("0.35") and torch.accelerator.current_accelerator() is None:
+        pytest.skip("diffusers 0.35 offloads groups where there is an accelerator alone")
     plain.enable_group_offload(onload_device=device, offload_device=device, offload_type="leaf_level")  # type: ignore[operator]
     with vidaccel.enable(transformer, "radial", **given):
         assert torch.equal(forward(transformer, call), expected)

@@ -14,7 +14,8 @@ from tests.pipelines.models import mochi
 from tests.pipelines.signals import read_by_attention
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines import family_of
-from vidaccel.pipelines.base import Call, Mode
+from vidaccel.pipelines.base import Call
+from vidaccel.pipelines.processor import Mode
 
 RADIAL = {"decay": 0.0, "split": 16, "sink": False}
 MASKS = {

@@ -45,7 +45,7 @@ class Runtime:
             ValueError: it is compiled as a whole, its blocks cannot be bracketed, or the policy is not for so many.
         """
         name = type(transformer).__name__
-        if not model.stacks:
+        if not model.cacheable:
             raise ValueError(f"the blocks of {name} cannot be bracketed, so that no step can be cached: cache=None")
         if model.predictions > 1 and not self._stacked:
             raise ValueError(f"{name} returns {model.predictions} predictions, of which reuse="
@@ -55,7 +55,7 @@ class Runtime:
                              "passes share one: leave it out")  # fmt: skip
         if _compiled(transformer):
             raise ValueError(whole(name))
-        count = sum(len(getattr(transformer, each)) for each in model.stacks)
+        count = len(model.blocks(transformer))
         if self.cache.policy.segments(count) != ((0, count),) and not self._stacked:
             raise ValueError(f"{self.cache.policy.name!r} reuses part of the blocks, which reuse={self.cache.reuse!r} "
                              "cannot: leave it out")  # fmt: skip

@@ -16,6 +16,10 @@ class Model(Protocol):
         """See `Family.stacks`."""
 
     @property
+    def cacheable(self) -> bool:
+        """See `Family.cacheable`."""
+
+    @property
     def streams(self) -> tuple[tuple[str, int], ...]:
         """See `Family.streams`."""
 
@@ -26,6 +30,9 @@ class Model(Protocol):
     @property
     def batched_guidance(self) -> bool:
         """See `Family.batched_guidance`."""
+
+    def blocks(self, transformer: nn.Module) -> list[nn.Module]:
+        """See `Family.blocks`."""
 
     def timestep(self, call: Any) -> Tensor:
         """See `Family.timestep`."""

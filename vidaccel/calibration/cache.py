@@ -134,7 +134,7 @@ class Runs:
     def _check_model(self) -> None:
         """Refuse a model whose blocks cannot be watched."""
         for module, family in zip(self.modules.values(), self.families.values(), strict=True):
-            if not family.stacks:
+            if not family.cacheable:
                 raise ValueError(f"the blocks of {type(module).__name__} cannot be watched: its steps have no cache")
 
     def _enabled(self) -> str:

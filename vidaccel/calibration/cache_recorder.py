@@ -92,7 +92,7 @@ class Recorder:
 
     def _attach(self, expert: str) -> list[Any]:
         module, family = self.modules[expert], self.families[expert]
-        blocks = [block for name in family.stacks for block in getattr(module, name)]
+        blocks = family.blocks(module)
 
         def first(block: nn.Module, args: Any, kwargs: Any) -> None:
             self._first(expert, block, Call(args, kwargs))

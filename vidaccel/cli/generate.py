@@ -6,7 +6,7 @@ import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from vidaccel.cli import options
 from vidaccel.cli.loading import FPS, Model, dtype_and_device, identify, miniature_options
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set
+
+if TYPE_CHECKING:
+    from vidaccel.pipelines.generic import Generic
 
 DENSE = "dense"
 """As a method: attention is left alone."""
@@ -55,6 +58,13 @@ def generate(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="An option or limit of the cache, or its predictor; repeatable."),
     ] = None,
+    family: Annotated[
+        str | None, typer.Option(help='"generic" for a transformer that has no family: its stock processors are used.')
+    ] = None,
+    family_set: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What a generic transformer is, such as text=before; repeatable."),
+    ] = None,
     check_finite: Annotated[
         bool, typer.Option("--check-finite", help="Stop at the first attention output that is not finite; slow.")
     ] = False,
@@ -76,8 +86,9 @@ def generate(
     }
     with reserved_stdout():
         reuse = options.cache_options(cache, cache_set or [])
+        told = options.generic(family, family_set or [])
         setting = Chosen(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
-                         check_finite, reuse)  # fmt: skip
+                         check_finite, reuse, told)  # fmt: skip
         values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
     if json:
         print_json(values)
@@ -99,6 +110,7 @@ class Chosen:
     compensation: str | None
     check_finite: bool
     cache: dict[str, Any] | None
+    family: Generic | None = None
 
     def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
         """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run without a cache."""
@@ -108,15 +120,15 @@ class Chosen:
         from vidaccel.schedule import Schedule
 
         if self.method == DENSE:
-            given = (self.assignments, self.schedule, self.precision, self.compensation, self.check_finite)
+            given = (self.assignments, self.schedule, self.precision, self.compensation, self.check_finite, self.family)
             if self.density is not None or any(given):
-                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision, --compensation "
-                                 "and --check-finite")  # fmt: skip
+                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision, --compensation, "
+                                 "--check-finite and --family")  # fmt: skip
             if self.cache is None:
                 return None
             _ = model.supported_family()
             return {"method": None, "cache": self.cache}
-        family = model.supported_family()
+        family = self._family(model)
         if self.backend != "auto":
             kernels.backend(self.backend)
         kernels.check_precision(self.precision)
@@ -140,7 +152,11 @@ class Chosen:
         schedule = {"schedule": Schedule.of(fields)} if fields else {}
         return {"method": self.method or "auto", "backend": self.backend, "min_tokens": min_tokens,
                 "precision": self.precision, "compensation": self.compensation, "check_finite": self.check_finite,
-                "cache": self.cache, **chosen, **schedule}  # fmt: skip
+                "cache": self.cache, "family": self.family, **chosen, **schedule}  # fmt: skip
+
+    def _family(self, model: Model) -> str:
+        """By whose name methods and profiles know the model."""
+        return model.supported_family() if self.family is None else options.GENERIC
 
 
 def _generate(

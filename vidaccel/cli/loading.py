@@ -52,16 +52,14 @@ class Model:
         """Its family, for sparse attention.
 
         Raises:
-            ValueError: it has none; the message lists what is supported.
+            ValueError: it has none; the message says why, or lists what is supported.
         """
-        from vidaccel.pipelines import families
+        from vidaccel.pipelines import unsupported
 
         if self.family is not None:
             return self.family
-        supported = ", ".join(each for family in families().values() for each in family.transformers)
-        raise ValueError(f"sparse attention does not know model {self.name!r}, a {self.pipeline} with the transformer "
-                         f"{self.transformer}; vidaccel supports pipelines with {supported} (others run with "
-                         "--method dense)")
+        raise ValueError(f"sparse attention cannot run in model {self.name!r}, a {self.pipeline}, which runs with "
+                         f"--method dense alone: {unsupported(self.transformer)}")  # fmt: skip
 
     def load(self, dtype: str, device: str) -> Any:
         """The pipeline, on its device.
@@ -83,7 +81,7 @@ def identify(name: str) -> Model:
         ValueError: there is none, or it has no transformer.
     """
     from vidaccel import miniature
-    from vidaccel.pipelines import families
+    from vidaccel.pipelines import family_named
 
     path = miniature.resolve_model(name)
     index = miniature.model_index(path)
@@ -91,8 +89,8 @@ def identify(name: str) -> Model:
     transformer = listed[1] if isinstance(listed, (list, tuple)) and len(listed) > 1 else None
     if not transformer:
         raise ValueError(f"model {name!r} is a {index.get('_class_name')} with no transformer: no video pipeline")
-    found = [family.name for family in families().values() if transformer in family.transformers]
-    return Model(name, path, found[0] if found else None, str(index.get("_class_name")), str(transformer))
+    found = family_named(str(transformer))
+    return Model(name, path, found.name if found else None, str(index.get("_class_name")), str(transformer))
 
 
 def dtype_and_device(dtype: str | None, device: str | None) -> tuple[str, str]:

@@ -7,10 +7,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vidaccel import strict
 
+if TYPE_CHECKING:
+    from vidaccel.pipelines.generic import Generic
+
+GENERIC = "generic"
 NONE = ("none", "null")
 NAMES = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "a text",
          list: "a list as JSON", dict: "a mapping as JSON"}  # fmt: skip
@@ -135,6 +139,26 @@ def cache_options(name: str | None, assignments: Iterable[str]) -> dict[str, Any
     # Only to be refused here, before a model is loaded.
     _ = cache(made)
     return made
+
+
+def generic(name: str | None, assignments: Iterable[str]) -> Generic | None:
+    """What ``--family`` and ``--family-set`` say of a transformer; None without.
+
+    Raises:
+        ValueError: another family, what it is without ``--family generic``, or as `parse`.
+    """
+    given = list(assignments)
+    if name is None and given:
+        raise ValueError(f"--family-set {given[0]!r} says what a generic transformer is: give --family generic, too")
+    if name not in (None, GENERIC):
+        raise ValueError(f"--family {name!r} is not {GENERIC!r}: other families are known by the transformer's class")
+    if name is None:
+        return None
+    from vidaccel.pipelines.generic import Generic
+
+    found = parse(given, Generic, "a generic transformer")
+    as_given: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in found.items()}
+    return Generic(**as_given)
 
 
 def method_options(name: str, assignments: Iterable[str], **named: Any) -> dict[str, Any]:

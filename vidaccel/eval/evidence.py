@@ -9,7 +9,7 @@ from vidaccel.eval.compare import Comparison
 from vidaccel.eval.record import Record
 from vidaccel.eval.sizes import attention_share, real_sizes
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines import experts, families, family_of
+from vidaccel.pipelines import experts, family_named
 
 FILES = {"dense": "dense.mp4", "fast": "fast.mp4", "side_by_side": "side_by_side.mp4"}
 SETTINGS = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
@@ -50,9 +50,8 @@ def describe(pipe: Any, name: str) -> dict[str, Any]:
     """Name, classes and attention shape of a pipeline's model, JSON-ready; no shape where no family of ours has it."""
     transformer = next(iter(experts(pipe).values()))
     named = {"name": name, "pipeline": type(pipe).__name__, "transformer": type(transformer).__name__}
-    if not any(named["transformer"] in family.transformers for family in families().values()):
+    if (family := family_named(named["transformer"])) is None:
         return {**named, "layers": None, "heads": None, "head_dim": None}
-    family = family_of(transformer)
     heads, head_dim = family.heads(transformer)
     return {**named, "layers": len(family.sites(transformer)), "heads": heads, "head_dim": head_dim}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from vidaccel.eval.identity import digest, digest_pipeline
 from vidaccel.methods import METHODS
-from vidaccel.pipelines import experts, families, family_of
+from vidaccel.pipelines import experts, families, family_named
 
 SHOWN = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
 """Arguments that every record shows, as given or as the pipeline's own."""
@@ -49,10 +49,10 @@ class Source:
             ValueError: it has no video transformer.
         """
         transformer = next(iter(experts(pipe).values()))
-        known = {each for family in families().values() for each in family.transformers}
-        family = family_of(transformer).name if type(transformer).__name__ in known else None
-        return cls(name or type(pipe).__name__, type(pipe), family, lambda: pipe, lambda: digest_pipeline(pipe),
-                   str(transformer.dtype).removeprefix("torch."), str(pipe.device))  # fmt: skip
+        family = family_named(type(transformer).__name__)
+        dtype = str(transformer.dtype).removeprefix("torch.")
+        return cls(name or type(pipe).__name__, type(pipe), family.name if family else None, lambda: pipe,
+                   lambda: digest_pipeline(pipe), dtype, str(pipe.device))  # fmt: skip
 
     @property
     def fps(self) -> float:

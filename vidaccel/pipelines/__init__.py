@@ -60,14 +60,24 @@ def family_of(transformer: nn.Module) -> Family:
         ValueError: none supports its class.
     """
     name = type(transformer).__name__
-    for family in families().values():
-        if name in family.transformers:
-            return family
-    known = refusal(name)
+    found = family_named(name)
+    if found is None:
+        raise ValueError(unsupported(name))
+    return found
+
+
+def family_named(transformer: str) -> Family | None:
+    """The family of a transformer's class, by the name of the class; None where none supports it."""
+    return next((family for family in families().values() if transformer in family.transformers), None)
+
+
+def unsupported(transformer: str) -> str:
+    """What to say of a transformer's class that has no family."""
+    known = refusal(transformer)
     if known is not None:
-        raise ValueError(f"{name} is not supported: {known}" + ("" if known.instead else f". {_supported()}"))
-    raise ValueError(f"{name} is not supported; {_supported()}. For a class that is not known, say what it is by "
-                     "family=vidaccel.Generic(...): see docs/unknown-models.md")  # fmt: skip
+        return f"{transformer} is not supported: {known}" + ("" if known.instead else f". {_supported()}")
+    return (f"{transformer} is not supported; {_supported()}. For a class that is not known, say what it is by "
+            "family=vidaccel.Generic(...): see docs/unknown-models.md")  # fmt: skip
 
 
 def family_for(asked: Any, transformers: Mapping[str, nn.Module]) -> Family | None:

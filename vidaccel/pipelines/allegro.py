@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Processor, SdpaProcessor, left_to_stock
+from vidaccel.pipelines.projections import in_heads
 from vidaccel.pipelines.rotary import Rotary
 
 Axes = tuple[tuple[Rotary, Rotary, Rotary], tuple[Tensor, Tensor, Tensor]]
 """Of frame, row and column: cosine and sine ``[places, head_dim / 3]``, and each token's place, int ``[1, tokens]``."""
 
 
-class AllegroProcessor(Processor):
+class AllegroProcessor(SdpaProcessor):
     """Self-attention of an Allegro block through the session; anything else goes to the stock processor."""
 
     def __call__(
@@ -32,25 +33,17 @@ class AllegroProcessor(Processor):
         temb: Tensor | None = None,
         image_rotary_emb: Axes | None = None,
     ) -> Tensor:
-        # The op has no gradient, and a mask, which the pipeline never gives, or other keys are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is not None or attention_mask is not None or training:
+        if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
             stock: Tensor = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, image_rotary_emb
             )
             return stock
-        query, key, value = (
-            layer(hidden_states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = in_heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
         if image_rotary_emb is not None:
             query = _rotate(query, *image_rotary_emb)
             key = _rotate(key, *image_rotary_emb)
         out: Tensor = attn.to_out[1](attn.to_out[0](self.attend(query, key, value).flatten(2, 3)))
         return out
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 def _rotate(
@@ -78,17 +71,10 @@ class Allegro(Family):
     name: ClassVar[str] = "allegro"
     transformers: ClassVar[tuple[str, ...]] = ("AllegroTransformer3DModel",)
     processor: ClassVar[type[Processor]] = AllegroProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("AllegroAttnProcessor2_0",)
     timestep_position: ClassVar[int] = 2
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     batched_guidance: ClassVar[bool] = True
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "AllegroAttnProcessor2_0"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Patches lie in one frame each, whatever `patch_size_t` says.

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.pipelines.wan import project
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.projections import project
 
 
 class AnyFlowProcessor(Processor):
@@ -28,9 +28,7 @@ class AnyFlowProcessor(Processor):
         attention_mask: Any = None,
         rotary_emb: dict[str, Tensor] | None = None,
     ) -> Tensor:
-        # The op has no gradient, and a mask or other keys are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is not None or attention_mask is not None or training:
+        if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
             stock: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             return stock
         query, key, value = project(attn, hidden_states)
@@ -40,10 +38,6 @@ class AnyFlowProcessor(Processor):
         out = self.attend(query, key, value).flatten(2, 3).type_as(query)
         projected: Tensor = attn.to_out[1](attn.to_out[0](out))
         return projected
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return out
 
 
 def _rotate(states: Tensor, turns: Tensor) -> Tensor:
@@ -64,22 +58,16 @@ class AnyFlow(Family):
     transformers: ClassVar[tuple[str, ...]] = ("AnyFlowTransformer3DModel",)
     like: ClassVar[str | None] = "wan"
     processor: ClassVar[type[Processor]] = AnyFlowProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("AnyFlowAttnProcessor",)
     stacks: ClassVar[tuple[str, ...]] = ("blocks",)
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
 
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "AnyFlowAttnProcessor"
-
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        states: Tensor = call.get("hidden_states", 0)
+        # Frames stand before channels.
+        _, frames, _, height, width = call.get("hidden_states", 0).shape
         config: Any = transformer.config
-        patch = config.patch_size
-        return TokenLayout(states.shape[1] // patch[0], states.shape[3] // patch[1], states.shape[4] // patch[2])
+        return TokenLayout.patched((frames, height, width), config.patch_size)
 
 
 FAMILY = AnyFlow()

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vidaccel.kernels import op
 from vidaccel.layout import TokenLayout
+from vidaccel.pipelines.processor import Processor
 from vidaccel.schedule import Schedule
 
 
@@ -30,80 +28,19 @@ class Call:
         Raises:
             ValueError: the call has neither.
         """
-        if name in self.kwargs:
-            return self.kwargs[name]
-        if position < len(self.args):
-            return self.args[position]
-        raise ValueError(f"the transformer was called without {name}")
+        if name not in self.kwargs and position >= len(self.args):
+            raise ValueError(f"the transformer was called without {name}")
+        return self.optional(name, position)
+
+    def optional(self, name: str, position: int) -> Any:
+        """The same where a call may leave it out: then None."""
+        return self.kwargs.get(name, self.args[position] if position < len(self.args) else None)
 
 
-class Mode(Enum):
-    """How a patched layer attends in this transformer call."""
-
-    DENSE = "dense"
-    STATIC = "static"
-    """By a plan that is known beforehand."""
-    BY_HANDLE = "by handle"
-    """As the session decides when the layer runs."""
-
-
-class Processor(ABC):
-    """A replacement attention processor: hands query, key and value to the session, and the rest to the stock one.
-
-    A plain object that holds no tensor of a device, so that nothing of it is saved, moved or hooked.
-    """
-
-    def __init__(self, inner: Any, handle: Tensor) -> None:
-        self.inner = inner
-        self.handle = handle
-        self.mode = Mode.BY_HANDLE
-        self.backend = ""
-        self.plan: op.Arguments | None = None
-        """What `Mode.STATIC` computes, and by which backend."""
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        """Attention as the session decided for this transformer call, or decides now.
-
-        Args:
-            query, key, value: ``[batch, tokens, heads, head_dim]``.
-            key_lengths: int ``[batch]``, valid keys of each row, where the sequence ends in padding.
-        """
-        if self.mode is Mode.DENSE:
-            return self.dense(query, key, value, key_lengths)
-        if self.mode is Mode.STATIC and self.plan is not None:
-            sparse: Tensor = op.block_sparse(query, key, value, key_lengths, self.backend, *self.plan)
-            return sparse
-        out: Tensor = op.attention(query, key, value, self.handle, key_lengths)
-        return out
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # A copy of a model is not enabled: it gets a copy of what was there.
-        return copy.deepcopy(self.inner, memo)
-
-    @property
-    def _attention_backend(self) -> Any:
-        return getattr(self.inner, "_attention_backend", None)
-
-    @_attention_backend.setter
-    def _attention_backend(self, backend: Any) -> None:
-        self.inner._attention_backend = backend
-
-    @property
-    def _parallel_config(self) -> Any:
-        return getattr(self.inner, "_parallel_config", None)
-
-    @_parallel_config.setter
-    def _parallel_config(self, config: Any) -> None:
-        if config is not None:
-            raise ValueError(
-                "vidaccel does not split one clip over devices yet: call disable_sparse_attention() before "
-                "enable_parallelism()"
-            )
-        self.inner._parallel_config = config
-
-    @abstractmethod
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        """Attention exactly as the stock processor computes it; `key_lengths` as in `attend`."""
+CONDITIONED = Schedule(dense_first_steps=0.35)
+"""Published image-to-video settings keep more steps dense: in Sparse VideoGen's scripts 0.35 of the run."""
+VIDEO_AND_TEXT = (("hidden_states", 0), ("encoder_hidden_states", 1))
+"""`Family.streams` of blocks that change both."""
 
 
 class Family(ABC):
@@ -115,15 +52,21 @@ class Family(ABC):
     like: ClassVar[str | None] = None
     """The family that it is a descendant of, whose published options of methods count for it, too."""
     processor: ClassVar[type[Processor]]
+    stock_processors: ClassVar[tuple[str, ...]] = ()
+    """Class names of those whose arithmetic `processor` reproduces."""
+    attention: ClassVar[str] = "attn1"
+    """Attribute of a block that is its self-attention."""
     branches: ClassVar[tuple[str, ...]] = ("cond", "uncond")
     """The guidance passes of a step, in the order in which the pipelines run them."""
     timestep_position: ClassVar[int] = 1
     """Of the timestep among the arguments of the transformer's forward."""
     timesteps_rise: ClassVar[bool] = False
     """Whether timesteps rise over a run, zero being all noise."""
-    stacks: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     """Attributes of the transformer that hold its blocks, in the order in which they run; each is a ``ModuleList``
-    that the forward goes through once, one self-attention to a block. None: its steps cannot be cached."""
+    that the forward goes through once, one self-attention to a block."""
+    cacheable: ClassVar[bool] = True
+    """Whether its steps can be cached: nothing but the blocks changes the streams between the first and the last."""
     streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0),)
     """What a block takes and returns changed, by name and position: the video tokens first."""
     channel_axis: ClassVar[int] = 1
@@ -136,16 +79,22 @@ class Family(ABC):
         """The family by whose name methods know their published options."""
         return self.like or self.name
 
+    conditioned_pipelines: ClassVar[tuple[str, ...]] = ("ImageToVideo",)
+    """Parts of the class names of pipelines that start from a picture or a clip."""
     predictions: ClassVar[int] = 1
     """Tensors that a forward returns. Of several, only what the blocks add can be reused."""
 
-    @abstractmethod
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
         """The self-attention modules, in the order in which they run."""
+        return [getattr(block, self.attention) for block in self.blocks(transformer)]
 
-    @abstractmethod
+    def blocks(self, transformer: nn.Module) -> list[nn.Module]:
+        """The blocks of its stacks, in the order in which they run."""
+        return [block for stack in self.stacks for block in getattr(transformer, stack)]
+
     def stock(self, processor: Any) -> bool:
-        """Whether a processor is the family's own, whose arithmetic ours reproduces."""
+        """Whether a processor is one that ours can stand for."""
+        return type(processor).__name__ in self.stock_processors
 
     @abstractmethod
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
@@ -222,6 +171,10 @@ class Family(ABC):
         heads, head_dim = self.heads(transformer)
         return torch.empty(1, 1, heads, head_dim, dtype=model.dtype, device=device)
 
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        """Whether runs start from a picture or a clip."""
+        return any(each in type(pipeline).__name__ for each in self.conditioned_pipelines)
+
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        """The default schedule."""
-        return Schedule()
+        """The default schedule; where nothing is published for a model, Wan's."""
+        return CONDITIONED if self.conditioned(pipeline, transformer) else Schedule()

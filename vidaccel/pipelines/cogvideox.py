@@ -10,17 +10,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.pipelines.rotary import Rotary, rotate
-from vidaccel.schedule import Schedule
+from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
+from vidaccel.pipelines.processor import Processor, SdpaProcessor, left_to_stock
+from vidaccel.pipelines.projections import normalised
+from vidaccel.pipelines.rotary import Rotary, rotate_after
 
 FUSED = "FusedCogVideoXAttnProcessor2_0"
 
 
-class CogVideoXProcessor(Processor):
+class CogVideoXProcessor(SdpaProcessor):
     """Joint self-attention of a CogVideoX block through the session; masked or training calls go to the stock one."""
 
     def __call__(
@@ -31,9 +31,8 @@ class CogVideoXProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
-        # The op has no gradient, and a mask, which only attention_kwargs can bring, is not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if attention_mask is not None or training:
+        # Only attention_kwargs can bring a mask.
+        if left_to_stock(hidden_states, attention_mask):
             stock: tuple[Tensor, Tensor] = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -43,15 +42,11 @@ class CogVideoXProcessor(Processor):
         fused = type(self.inner).__name__ == FUSED
         query, key, value = _project(attn, torch.cat([encoder_hidden_states, hidden_states], dim=1), fused)
         if image_rotary_emb is not None:
-            query = _joined(query, text, image_rotary_emb)
-            key = _joined(key, text, image_rotary_emb)
+            query = rotate_after(query, text, image_rotary_emb)
+            key = rotate_after(key, text, image_rotary_emb)
         out = self.attend(query, key, value).flatten(2, 3)
         out = attn.to_out[1](attn.to_out[0](out))
         return out[:, text:], out[:, :text]
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        query, key, value = (each.transpose(1, 2) for each in (query, key, value))
-        return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
 
 def _project(attn: Any, states: Tensor, fused: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,14 +56,9 @@ def _project(attn: Any, states: Tensor, fused: bool) -> tuple[Tensor, Tensor, Te
     else:
         query, key, value = attn.to_q(states), attn.to_k(states), attn.to_v(states)
     query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
-    query = query if attn.norm_q is None else attn.norm_q(query)
-    key = key if attn.norm_k is None else attn.norm_k(key)
+    query = normalised(attn.norm_q, query)
+    key = normalised(attn.norm_k, key)
     return query, key, value
-
-
-def _joined(states: Tensor, text: int, rotary: Rotary) -> Tensor:
-    """The first `text` tokens as they are, then the video tokens, rotated."""
-    return torch.cat([states[:, :text], rotate(states[:, text:], *rotary)], dim=1)
 
 
 class CogVideoX(Family):
@@ -77,19 +67,12 @@ class CogVideoX(Family):
     name: ClassVar[str] = "cogvideox"
     transformers: ClassVar[tuple[str, ...]] = ("CogVideoXTransformer3DModel",)
     processor: ClassVar[type[Processor]] = CogVideoXProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("CogVideoXAttnProcessor2_0", FUSED)
     timestep_position: ClassVar[int] = 2
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
+    streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ in ("CogVideoXAttnProcessor2_0", FUSED)
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Frames stand before channels, and 1.5 has patches of several frames.
@@ -110,11 +93,9 @@ class CogVideoX(Family):
         config: Any = transformer.config
         return "tokens" if config.patch_size_t else "frame"
 
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published for image to video here; as in Wan, it keeps more steps dense.
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
         config: Any = transformer.config
-        conditioned = config.in_channels > config.out_channels or "ImageToVideo" in type(pipeline).__name__
-        return Schedule(dense_first_steps=0.35) if conditioned else Schedule()
+        return config.in_channels > config.out_channels or super().conditioned(pipeline, transformer)
 
 
 FAMILY = CogVideoX()

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vidaccel.pipelines.cogvideox import CogVideoX
-from vidaccel.schedule import Schedule
 
 
 class ConsisID(CogVideoX):
@@ -18,14 +17,13 @@ class ConsisID(CogVideoX):
     like: ClassVar[str | None] = "cogvideox"
     # Between its blocks the forward adds what the video sees of the face, which what a segment of blocks adds includes:
     # where blocks are passed by, it would be added twice.
-    stacks: ClassVar[tuple[str, ...]] = ()
+    cacheable: ClassVar[bool] = False
 
     def distance_unit(self, transformer: nn.Module) -> str:
         return "frame"
 
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Every run starts from an image; see CogVideoX's.
-        return Schedule(dense_first_steps=0.35)
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        return True
 
 
 FAMILY = ConsisID()

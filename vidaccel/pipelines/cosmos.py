@@ -15,10 +15,10 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.projections import in_heads
 from vidaccel.pipelines.rotary import Rotary
-from vidaccel.pipelines.wan import CONDITIONED
-from vidaccel.schedule import Schedule
 
 
 class CosmosProcessor(Processor):
@@ -32,14 +32,10 @@ class CosmosProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        # The op has no gradient, and a mask or other keys are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is not None or attention_mask is not None or training:
+        if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
             out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             return out
-        query, key, value = (
-            layer(hidden_states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        query, key, value = in_heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
         query = attn.norm_q(query)
         key = attn.norm_k(key)
         if image_rotary_emb is not None:
@@ -72,20 +68,12 @@ class Cosmos(Family):
     name: ClassVar[str] = "cosmos"
     transformers: ClassVar[tuple[str, ...]] = ("CosmosTransformer3DModel",)
     processor: ClassVar[type[Processor]] = CosmosProcessor
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "CosmosAttnProcessor2_0"
+    conditioned_pipelines: ClassVar[tuple[str, ...]] = ("VideoToWorld", "Predict", "Transfer")
+    stock_processors: ClassVar[tuple[str, ...]] = ("CosmosAttnProcessor2_0",)
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        frames, height, width = call.get("hidden_states", 0).shape[-3:]
         config: Any = transformer.config
-        patch = config.patch_size
-        return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
+        return TokenLayout.patched(call.get("hidden_states", 0).shape[-3:], config.patch_size)
 
     def timestep(self, call: Call) -> Tensor:
         # ``[batch, 1, frames, 1, 1]`` where frames differ: the last one is never a condition.
@@ -116,11 +104,6 @@ class Cosmos(Family):
         states = states if places is None else states + places
         out: Tensor = norm(states, call.get("embedded_timestep", 2), call.get("temb", 3))[0]
         return out
-
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published here; as in Wan, runs that start from a picture or a clip keep more steps dense.
-        conditioned = ("VideoToWorld", "Predict", "Transfer")
-        return CONDITIONED if any(each in type(pipeline).__name__ for each in conditioned) else Schedule()
 
 
 FAMILY = Cosmos()

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from vidaccel.pipelines.arrivals import folded
-from vidaccel.pipelines.base import Processor
+from vidaccel.pipelines.processor import Processor
 from vidaccel.pipelines.rebound import attends
 
 QUERIES = ("to_q", "to_query", "q_proj")

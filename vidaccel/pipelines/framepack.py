@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.base import Call
 from vidaccel.pipelines.hunyuanvideo import HunyuanVideo
-from vidaccel.schedule import Schedule
 
 CLEAN = ("latents_clean", 8)
 PACKED = (("latents_history_2x", 10, (2, 4, 4)), ("latents_history_4x", 12, (4, 8, 8)))
@@ -31,24 +30,23 @@ class FramePack(HunyuanVideo):
     like: ClassVar[str | None] = "hunyuanvideo"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        frames, height, width = call.get("hidden_states", 0).shape[-3:]
         config: Any = transformer.config
-        size, depth = config.patch_size, config.patch_size_t
-        return TokenLayout(frames // depth, height // size, width // size, _history(call), _image_and_text(call))
+        size = call.get("hidden_states", 0).shape[-3:]
+        patch = config.patch_size_t, config.patch_size, config.patch_size
+        return TokenLayout.patched(size, patch, _history(call), _image_and_text(call))
 
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # HunyuanVideo's from an image: here there always is one.
-        return Schedule(dense_first_steps=0.35, dense_first_layers=0)
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        return True
 
 
 def _history(call: Call) -> int:
     """Tokens before the video."""
-    tokens, clean = 0, _given(call, *CLEAN)
+    tokens, clean = 0, call.optional(*CLEAN)
     if clean is not None:
         frames, height, width = clean.shape[-3:]
         tokens += frames * (height // 2) * (width // 2)
     for name, position, patch in PACKED:
-        states = _given(call, name, position)
+        states = call.optional(name, position)
         if states is not None:
             # Filled up to whole patches.
             sizes = zip(states.shape[-3:], patch, strict=True)
@@ -62,11 +60,6 @@ def _image_and_text(call: Call) -> int:
     text = int(mask.sum(dtype=torch.int)) if len(mask) == 1 else mask.shape[1]
     image: int = call.get("image_embeds", 5).shape[1]
     return image + text
-
-
-def _given(call: Call, name: str, position: int) -> Tensor | None:
-    found: Tensor | None = call.kwargs.get(name, call.args[position] if position < len(call.args) else None)
-    return found
 
 
 FAMILY = FramePack()

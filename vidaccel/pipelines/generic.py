@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.arrivals import Arrivals
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.discovery import heads_of, sites_of, stock_of
+from vidaccel.pipelines.processor import Processor
 from vidaccel.pipelines.rebound import attends, processor_class
 
 NAME = "generic"
@@ -139,6 +140,8 @@ class GenericFamily(Family):
 
     name: ClassVar[str] = NAME
     transformers: ClassVar[tuple[str, ...]] = ()
+    stacks: ClassVar[tuple[str, ...]] = ()
+    cacheable: ClassVar[bool] = False
 
     def __init__(self, about: Generic, transformer: nn.Module) -> None:
         self.about = about

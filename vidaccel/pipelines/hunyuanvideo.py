@@ -15,7 +15,9 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.projections import in_heads, normalised
 from vidaccel.pipelines.rotary import Rotary, rotate
 from vidaccel.schedule import Schedule
 
@@ -31,9 +33,8 @@ class HunyuanVideoProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        # The op has no gradient, and other masks than the model's own are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is None or training or not hides_keys(attention_mask):
+        # Other masks than the model's own are not ours to handle.
+        if encoder_hidden_states is None or left_to_stock(hidden_states) or not hides_keys(attention_mask):
             stock: tuple[Tensor, Tensor | None] = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -63,14 +64,12 @@ def _padding_mask(lengths: Tensor, tokens: int) -> Tensor:
 
 def _project_dual(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value ``[batch, video + text tokens, heads, head_dim]`` of two streams with weights of their own."""
-    query, key, value = (_heads(attn, layer(video)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query = _normalised(attn.norm_q, query)
-    key = _normalised(attn.norm_k, key)
-    extra_query, extra_key, extra_value = (
-        _heads(attn, layer(text)) for layer in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    )
-    extra_query = _normalised(attn.norm_added_q, extra_query)
-    extra_key = _normalised(attn.norm_added_k, extra_key)
+    query, key, value = in_heads(attn, video, attn.to_q, attn.to_k, attn.to_v)
+    query = normalised(attn.norm_q, query)
+    key = normalised(attn.norm_k, key)
+    extra_query, extra_key, extra_value = in_heads(attn, text, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
+    extra_query = normalised(attn.norm_added_q, extra_query)
+    extra_key = normalised(attn.norm_added_k, extra_key)
     return (
         _joined(query, extra_query, rotary),
         _joined(key, extra_key, rotary),
@@ -81,23 +80,13 @@ def _project_dual(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None)
 def _project_single(attn: Any, video: Tensor, text: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """The same where one set of weights serves the concatenated streams."""
     states, tokens = torch.cat([video, text], dim=1), video.shape[1]
-    query, key, value = (_heads(attn, layer(states)) for layer in (attn.to_q, attn.to_k, attn.to_v))
-    query = _normalised(attn.norm_q, query)
-    key = _normalised(attn.norm_k, key)
+    query, key, value = in_heads(attn, states, attn.to_q, attn.to_k, attn.to_v)
+    query = normalised(attn.norm_q, query)
+    key = normalised(attn.norm_k, key)
     if rotary is not None:
         query = _joined(query[:, :tokens], query[:, tokens:], rotary)
         key = _joined(key[:, :tokens], key[:, tokens:], rotary)
     return query, key, value
-
-
-def _heads(attn: Any, states: Tensor) -> Tensor:
-    out: Tensor = states.unflatten(2, (attn.heads, -1))
-    return out
-
-
-def _normalised(norm: Any, states: Tensor) -> Tensor:
-    out: Tensor = states if norm is None else norm(states)
-    return out
 
 
 def _joined(video: Tensor, text: Tensor, rotary: Rotary | None) -> Tensor:
@@ -121,16 +110,10 @@ class HunyuanVideo(Family):
     name: ClassVar[str] = "hunyuanvideo"
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideoTransformer3DModel",)
     processor: ClassVar[type[Processor]] = HunyuanVideoProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("HunyuanVideoAttnProcessor2_0",)
+    attention: ClassVar[str] = "attn"
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
-    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        dual: Any = transformer.transformer_blocks
-        single: Any = transformer.single_transformer_blocks
-        return [block.attn for block in (*dual, *single)]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "HunyuanVideoAttnProcessor2_0"
+    streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
 
     def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
         model: Any = transformer
@@ -141,11 +124,10 @@ class HunyuanVideo(Family):
         return self._plain_weight(transformer, model.single_transformer_blocks[index - dual].proj_out)
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        frames, height, width = call.get("hidden_states", 0).shape[-3:]
         text = call.get("encoder_hidden_states", 2).shape[1]
         config: Any = transformer.config
-        size, depth = config.patch_size, config.patch_size_t
-        return TokenLayout(frames // depth, height // size, width // size, text_after=text)
+        patch = config.patch_size_t, config.patch_size, config.patch_size
+        return TokenLayout.patched(call.get("hidden_states", 0).shape[-3:], patch, text_after=text)
 
     def modulated(self, block: nn.Module, call: Call) -> Tensor:
         norm: Any = block.norm1
@@ -157,11 +139,17 @@ class HunyuanVideo(Family):
             out = norm(video, embedded, replaced, call.get("num_tokens", 6))[0]
         return out
 
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Radial Attention's setting for HunyuanVideo: 12 of 50 steps, no layer; from an image, more, as in Wan.
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
         config: Any = transformer.config
-        conditioned = config.image_condition_type is not None or "ImageToVideo" in type(pipeline).__name__
-        return Schedule(dense_first_steps=0.35 if conditioned else 0.25, dense_first_layers=0)
+        return config.image_condition_type is not None or super().conditioned(pipeline, transformer)
+
+    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
+        return radial_setting(self.conditioned(pipeline, transformer))
+
+
+def radial_setting(conditioned: bool) -> Schedule:
+    """Radial Attention's for HunyuanVideo, 12 of 50 steps and no layer; from an image, more steps, as in Wan."""
+    return Schedule(dense_first_steps=0.35 if conditioned else 0.25, dense_first_layers=0)
 
 
 FAMILY = HunyuanVideo()

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family
-from vidaccel.pipelines.hunyuanvideo import HunyuanVideoProcessor
+from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
+from vidaccel.pipelines.hunyuanvideo import HunyuanVideoProcessor, radial_setting
+from vidaccel.pipelines.processor import left_to_stock
 from vidaccel.pipelines.rotary import Rotary
 from vidaccel.schedule import Schedule
 
@@ -35,9 +36,8 @@ class HunyuanVideo15Processor(HunyuanVideoProcessor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        # The op has no gradient, and other masks than the model's own are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is None or training or not _hides_text(attention_mask, encoder_hidden_states):
+        text = encoder_hidden_states
+        if text is None or left_to_stock(hidden_states) or not _hides_text(attention_mask, text):
             stock: tuple[Tensor, Tensor | None] = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -59,22 +59,15 @@ class HunyuanVideo15(Family):
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideo15Transformer3DModel",)
     like: ClassVar[str | None] = "hunyuanvideo"
     processor: ClassVar[type[HunyuanVideo15Processor]] = HunyuanVideo15Processor
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "HunyuanVideo15AttnProcessor2_0"
+    stock_processors: ClassVar[tuple[str, ...]] = ("HunyuanVideo15AttnProcessor2_0",)
+    attention: ClassVar[str] = "attn"
+    streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        frames, height, width = call.get("hidden_states", 0).shape[-3:]
         config: Any = transformer.config
-        size, depth = config.patch_size, config.patch_size_t
         text = sum(_tokens(call, name, position) for name, position in TOKENS)
-        return TokenLayout(frames // depth, height // size, width // size, text_after=text)
+        patch = config.patch_size_t, config.patch_size, config.patch_size
+        return TokenLayout.patched(call.get("hidden_states", 0).shape[-3:], patch, text_after=text)
 
     def time_embedding(self, transformer: nn.Module, timesteps: Tensor) -> Tensor:
         model: Any = transformer
@@ -89,11 +82,11 @@ class HunyuanVideo15(Family):
         out: Tensor = norm(call.get("hidden_states", 0), emb=call.get("temb", 2))[0]
         return out
 
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        return transformer.config.task_type == "i2v" or super().conditioned(pipeline, transformer)  # type: ignore[union-attr]
+
     def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published for it: as HunyuanVideo, and from an image more steps.
-        config: Any = transformer.config
-        conditioned = config.task_type == "i2v" or "ImageToVideo" in type(pipeline).__name__
-        return Schedule(dense_first_steps=0.35 if conditioned else 0.25, dense_first_layers=0)
+        return radial_setting(self.conditioned(pipeline, transformer))
 
 
 def _tokens(call: Call, name: str, position: int) -> int:

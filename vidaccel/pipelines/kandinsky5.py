@@ -10,13 +10,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.pipelines.wan import CONDITIONED
-from vidaccel.schedule import Schedule
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
 
 
 class Kandinsky5Processor(Processor):
@@ -30,9 +28,8 @@ class Kandinsky5Processor(Processor):
         rotary_emb: Tensor | None = None,
         sparse_params: dict[str, Any] | None = None,
     ) -> Tensor:
-        # The op has no gradient, and other keys or the model's own sparse attention are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is not None or sparse_params is not None or training:
+        # `sparse_params` are the model's own sparse attention.
+        if left_to_stock(hidden_states, encoder_hidden_states, sparse_params):
             out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
             return out
         query, key, value = (
@@ -45,10 +42,6 @@ class Kandinsky5Processor(Processor):
             query = _rotate(query, rotary_emb)
             key = _rotate(key, rotary_emb)
         return attn.out_layer(self.attend(query, key, value).flatten(-2, -1))  # type: ignore[no-any-return]
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return out
 
 
 def _rotate(states: Tensor, rotations: Tensor) -> Tensor:
@@ -69,16 +62,12 @@ class Kandinsky5(Family):
     name: ClassVar[str] = "kandinsky5"
     transformers: ClassVar[tuple[str, ...]] = ("Kandinsky5Transformer3DModel",)
     processor: ClassVar[type[Processor]] = Kandinsky5Processor
+    conditioned_pipelines: ClassVar[tuple[str, ...]] = ("I2V",)
+    stock_processors: ClassVar[tuple[str, ...]] = ("Kandinsky5AttnProcessor",)
     timestep_position: ClassVar[int] = 2
+    attention: ClassVar[str] = "self_attention"
     stacks: ClassVar[tuple[str, ...]] = ("visual_transformer_blocks",)
     streams: ClassVar[tuple[tuple[str, int], ...]] = (("visual_embed", 0),)
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.visual_transformer_blocks
-        return [block.self_attention for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "Kandinsky5AttnProcessor"
 
     def heads(self, transformer: nn.Module) -> tuple[int, int]:
         config: Any = transformer.config
@@ -91,13 +80,11 @@ class Kandinsky5(Family):
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         self._check_nabla(transformer, call)
-        frames, height, width = call.get("hidden_states", 0).shape[1:4]
         config: Any = transformer.config
-        patch = config.patch_size
-        return TokenLayout(frames // patch[0], height // patch[1], width // patch[2])
+        return TokenLayout.patched(call.get("hidden_states", 0).shape[1:4], config.patch_size)
 
     def _check_nabla(self, transformer: nn.Module, call: Call) -> None:
-        own = call.kwargs.get("sparse_params", call.args[7] if len(call.args) > 7 else None)
+        own = call.optional("sparse_params", 7)
         site: Any = self.sites(transformer)[0]
         if own is not None and isinstance(site.processor, Kandinsky5Processor):
             raise ValueError(
@@ -117,10 +104,6 @@ class Kandinsky5(Family):
         shift, scale = part.visual_modulation(embedded)[:, None].float().chunk(9, dim=-1)[:2]
         out: Tensor = part.self_attention_norm(states.float()) * (scale + 1.0) + shift
         return out.type_as(states)
-
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published for image to video here; as in Wan, it keeps more steps dense.
-        return CONDITIONED if "I2V" in type(pipeline).__name__ else Schedule()
 
 
 FAMILY = Kandinsky5()

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.pipelines.rotary import Rotary
-from vidaccel.pipelines.wan import CONDITIONED
-from vidaccel.schedule import Schedule
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.rotary import Rotary, rotate_pairs
 
 
 class LTXProcessor(Processor):
@@ -31,9 +28,7 @@ class LTXProcessor(Processor):
         attention_mask: Tensor | None = None,
         image_rotary_emb: Rotary | None = None,
     ) -> Tensor:
-        # The op has no gradient, and a mask or other keys are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if encoder_hidden_states is not None or attention_mask is not None or training:
+        if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
             out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             return out
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
@@ -44,29 +39,6 @@ class LTXProcessor(Processor):
         query, key, value = (each.unflatten(2, (attn.heads, -1)) for each in (query, key, value))
         out = self.attend(query, key, value).flatten(2, 3).to(query.dtype)
         return attn.to_out[1](attn.to_out[0](out))  # type: ignore[no-any-return]
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return out
-
-
-def rotate_pairs(states: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary embedding over interleaved pairs in fp32, of all heads at once: each channel has an angle of its own.
-
-    Args:
-        states: ``[batch, tokens, heads * head_dim]``.
-        cosine, sine: of that shape, with each frequency twice in a row.
-    """
-    even, odd = states.float().unflatten(-1, (-1, 2)).unbind(-1)
-    out = torch.empty_like(states)
-    out[..., 0::2] = even * cosine[..., 0::2] - odd * sine[..., 0::2]
-    out[..., 1::2] = odd * cosine[..., 1::2] + even * sine[..., 1::2]
-    return out
-
-
-def given(call: Call, name: str, position: int) -> Any:
-    """An argument that a call may go without, then None."""
-    return call.kwargs.get(name, call.args[position] if position < len(call.args) else None)
 
 
 def clip(coordinates: Tensor) -> TokenLayout:
@@ -119,22 +91,16 @@ class LTX(Family):
     name: ClassVar[str] = "ltx"
     transformers: ClassVar[tuple[str, ...]] = ("LTXVideoTransformer3DModel",)
     processor: ClassVar[type[Processor]] = LTXProcessor
+    conditioned_pipelines: ClassVar[tuple[str, ...]] = ("ImageToVideo", "I2V", "Condition")
+    stock_processors: ClassVar[tuple[str, ...]] = ("LTXVideoAttnProcessor",)
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
     timestep_position: ClassVar[int] = 2
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
 
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "LTXVideoAttnProcessor"
-
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Pipelines that give coordinates give no grid, or one of a single token.
-        coordinates = given(call, "video_coords", 8)
+        coordinates = call.optional("video_coords", 8)
         if coordinates is not None:
             return clip(coordinates[0])
         return TokenLayout(call.get("num_frames", 4), call.get("height", 5), call.get("width", 6))
@@ -146,11 +112,6 @@ class LTX(Family):
 
     def modulated(self, block: nn.Module, call: Call) -> Tensor:
         return modulated(block, call.get("hidden_states", 0), call.get("temb", 2))
-
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published for conditions here; as in Wan, they keep more steps dense.
-        name = type(pipeline).__name__
-        return CONDITIONED if any(each in name for each in ("ImageToVideo", "I2V", "Condition")) else Schedule()
 
 
 def modulated(block: Any, states: Tensor, embedded: Tensor) -> Tensor:

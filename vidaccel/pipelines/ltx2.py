@@ -11,15 +11,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
-from vidaccel.pipelines.ltx import clip, given, modulated, rotate_pairs
-from vidaccel.pipelines.rotary import Rotary
-from vidaccel.pipelines.wan import CONDITIONED
-from vidaccel.schedule import Schedule
+from vidaccel.pipelines.base import Call, Family
+from vidaccel.pipelines.ltx import clip, modulated
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.rotary import Rotary, rotate_pairs
 
 STOCK = "LTX2AudioVideoAttnProcessor"
 PERTURBED = "LTX2PerturbedAttnProcessor"
@@ -43,10 +41,8 @@ class LTX2Processor(Processor):
         perturbation_mask: Tensor | None = None,
         all_perturbed: Any = None,
     ) -> Tensor:
-        # The op has no gradient, and a mask or other keys are not ours to handle.
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        other = encoder_hidden_states is not None or attention_mask is not None or key_rotary_emb is not None
-        if other or training or perturbation_mask is not None or (all_perturbed is not None and all_perturbed):
+        others = encoder_hidden_states, attention_mask, key_rotary_emb, perturbation_mask
+        if left_to_stock(hidden_states, *others) or (all_perturbed is not None and all_perturbed):
             more = (perturbation_mask, all_perturbed) if type(self.inner).__name__ == PERTURBED else ()
             stock: Tensor = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, *more
@@ -57,10 +53,6 @@ class LTX2Processor(Processor):
         if attn.to_gate_logits is not None:
             out = out * (2.0 * torch.sigmoid(attn.to_gate_logits(hidden_states)))[..., None]
         return attn.to_out[1](attn.to_out[0](out.flatten(2, 3)))  # type: ignore[no-any-return]
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
-        out: Tensor = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
-        return out
 
 
 def _project(attn: Any, states: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,28 +88,22 @@ class LTX2(Family):
     name: ClassVar[str] = "ltx2"
     transformers: ClassVar[tuple[str, ...]] = ("LTX2VideoTransformer3DModel",)
     processor: ClassVar[type[Processor]] = LTX2Processor
+    conditioned_pipelines: ClassVar[tuple[str, ...]] = ("ImageToVideo", "Condition", "InContext", "HDR", "DFR")
+    stock_processors: ClassVar[tuple[str, ...]] = (STOCK, PERTURBED)
     # Which of the two further guidance passes come after it is the pipeline's affair.
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
     timestep_position: ClassVar[int] = 4
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("audio_hidden_states", 1))
     # Without its blocks the model would return the sound of tokens that none has seen.
     predictions: ClassVar[int] = 2
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
 
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ in (STOCK, PERTURBED)
-
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         self._check_mask(transformer, call)
         config: Any = transformer.config
         patches = (config.patch_size_t, config.patch_size, config.patch_size)
-        named = [given(call, name, 10 + index) for index, name in enumerate(("num_frames", "height", "width"))]
+        named = [call.optional(name, 10 + index) for index, name in enumerate(("num_frames", "height", "width"))]
         if None in named:
             # As in the pipelines with keyframes of LTX-2.5.
             return clip(call.get("video_coords", 15)[0, ..., 0])
@@ -127,7 +113,7 @@ class LTX2(Family):
 
     def _check_mask(self, transformer: nn.Module, call: Call) -> None:
         site: Any = self.sites(transformer)[0]
-        if isinstance(site.processor, LTX2Processor) and given(call, MASK, 22) is not None:
+        if isinstance(site.processor, LTX2Processor) and call.optional(MASK, 22) is not None:
             raise ValueError(
                 f"LTX-2 was called with {MASK}, which sparse attention cannot follow: leave out "
                 "conditioning_attention_mask and have conditioning_attention_strength=1, or disable sparse attention"
@@ -140,11 +126,6 @@ class LTX2(Family):
 
     def modulated(self, block: nn.Module, call: Call) -> Tensor:
         return modulated(block, call.get("hidden_states", 0), call.get("temb", 4))
-
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published here; as in Wan, runs that start from pictures or clips keep more steps dense.
-        conditioned = ("ImageToVideo", "Condition", "InContext", "HDR", "DFR")
-        return CONDITIONED if any(each in type(pipeline).__name__ for each in conditioned) else Schedule()
 
 
 FAMILY = LTX2()

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Family, Processor
+from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
+from vidaccel.pipelines.processor import Processor, left_to_stock
+from vidaccel.pipelines.projections import in_heads
 from vidaccel.pipelines.rotary import Rotary
 from vidaccel.schedule import Schedule
 
@@ -31,8 +33,7 @@ class MochiProcessor(Processor):
         attention_mask: Tensor,
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
-        # The op has no gradient.
-        if torch.is_grad_enabled() and hidden_states.requires_grad:
+        if left_to_stock(hidden_states):
             stock: tuple[Tensor, Tensor] = self.inner(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
@@ -84,7 +85,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, lengths: Tensor) -> Tensor:
 
 def _project_video(attn: Any, states: Tensor, rotary: Rotary | None) -> tuple[Tensor, Tensor, Tensor]:
     """Query, key, value of the video, ``[batch, tokens, heads, head_dim]``; calls modules, for LoRA and offloading."""
-    query, key, value = (layer(states).unflatten(2, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v))
+    query, key, value = in_heads(attn, states, attn.to_q, attn.to_k, attn.to_v)
     query = attn.norm_q(query)
     key = attn.norm_k(key)
     if rotary is not None:
@@ -95,8 +96,7 @@ def _project_video(attn: Any, states: Tensor, rotary: Rotary | None) -> tuple[Te
 
 def _project_text(attn: Any, states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The same of the text, which is not rotated."""
-    layers = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-    query, key, value = (layer(states).unflatten(2, (attn.heads, -1)) for layer in layers)
+    query, key, value = in_heads(attn, states, attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
     return attn.norm_added_q(query), attn.norm_added_k(key), value
 
 
@@ -120,20 +120,13 @@ class Mochi(Family):
     name: ClassVar[str] = "mochi"
     transformers: ClassVar[tuple[str, ...]] = ("MochiTransformer3DModel",)
     processor: ClassVar[type[Processor]] = MochiProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("MochiAttnProcessor2_0",)
     timestep_position: ClassVar[int] = 2
     # Zero is all noise here, so that timesteps rise over a run.
     timesteps_rise: ClassVar[bool] = True
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
-    stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
-    streams: ClassVar[tuple[tuple[str, int], ...]] = (("hidden_states", 0), ("encoder_hidden_states", 1))
+    streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
     batched_guidance: ClassVar[bool] = True
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.transformer_blocks
-        return [block.attn1 for block in blocks]
-
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "MochiAttnProcessor2_0"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         frames, height, width = call.get("hidden_states", 0).shape[-3:]

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call, Mode
+from vidaccel.pipelines.base import Call
 from vidaccel.pipelines.hunyuanvideo import HunyuanVideo, HunyuanVideoProcessor, hides_keys
+from vidaccel.pipelines.processor import Mode, left_to_stock
 from vidaccel.pipelines.rotary import Rotary
-from vidaccel.schedule import Schedule
 
 
 class MotifProcessor(HunyuanVideoProcessor):
@@ -37,8 +37,7 @@ class MotifProcessor(HunyuanVideoProcessor):
         text = encoder_hidden_states
         if text is None or attention_mask is None or not hides_keys(attention_mask):
             return super().__call__(attn, hidden_states, text, attention_mask, image_rotary_emb)
-        training = torch.is_grad_enabled() and hidden_states.requires_grad
-        if self.mode is Mode.DENSE or training:
+        if self.mode is Mode.DENSE or left_to_stock(hidden_states):
             stock: tuple[Tensor, Tensor | None] = self.inner(
                 attn, hidden_states, text, attention_mask, image_rotary_emb
             )
@@ -65,28 +64,24 @@ class Motif(HunyuanVideo):
     transformers: ClassVar[tuple[str, ...]] = ("MotifVideoTransformer3DModel",)
     like: ClassVar[str | None] = "hunyuanvideo"
     processor: ClassVar[type[MotifProcessor]] = MotifProcessor
+    stock_processors: ClassVar[tuple[str, ...]] = ("MotifVideoAttnProcessor2_0",)
     # The decoder begins with other streams than the blocks before it leave, in the middle of one ModuleList.
-    stacks: ClassVar[tuple[str, ...]] = ()
+    cacheable: ClassVar[bool] = False
 
     def sites(self, transformer: nn.Module) -> list[nn.Module]:
         sites, model = super().sites(transformer), transformer
         return sites[: len(sites) - int(model.config.num_decoder_layers)]  # type: ignore[union-attr,arg-type]
 
-    def stock(self, processor: Any) -> bool:
-        return type(processor).__name__ == "MotifVideoAttnProcessor2_0"
-
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
-        frames, height, width = call.get("hidden_states", 0).shape[-3:]
         config: Any = transformer.config
-        size, depth = config.patch_size, config.patch_size_t
-        image = call.kwargs.get("image_embeds", call.args[4] if len(call.args) > 4 else None)
+        image = call.optional("image_embeds", 4)
         text = call.get("encoder_hidden_states", 2).shape[1] + (0 if image is None else image.shape[1])
-        return TokenLayout(frames // depth, height // size, width // size, text_after=text)
+        patch = config.patch_size_t, config.patch_size, config.patch_size
+        return TokenLayout.patched(call.get("hidden_states", 0).shape[-3:], patch, text_after=text)
 
-    def schedule(self, pipeline: Any, transformer: nn.Module) -> Schedule:
-        # Nothing is published for it: as HunyuanVideo, and from an image more steps. One model does both.
-        conditioned = "Image2Video" in type(pipeline).__name__
-        return Schedule(dense_first_steps=0.35 if conditioned else 0.25, dense_first_layers=0)
+    def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
+        # One model does both.
+        return "Image2Video" in type(pipeline).__name__
 
 
 FAMILY = Motif()

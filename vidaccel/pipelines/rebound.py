@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vidaccel.pipelines.arrivals import Arrivals
-from vidaccel.pipelines.base import Processor
+from vidaccel.pipelines.processor import Processor
 
 SDPA = functional.scaled_dot_product_attention
 DISPATCH = inspect.signature(dispatch_attention_fn)

@@ -21,7 +21,7 @@ class WanAnimate(Wan):
     like: ClassVar[str | None] = "wan"
     # Cross-attention to the face changes the stream after every few blocks. What a stack adds is measured around all
     # of them, so that it holds the face's share too, and blocks that are passed by hand on what is then replaced.
-    stacks: ClassVar[tuple[str, ...]] = ("blocks",)
+    cacheable: ClassVar[bool] = True
 
     def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
         return True

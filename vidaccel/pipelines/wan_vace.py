@@ -19,13 +19,10 @@ class WanVACE(Wan):
     name: ClassVar[str] = "wan_vace"
     transformers: ClassVar[tuple[str, ...]] = ("WanVACETransformer3DModel",)
     like: ClassVar[str | None] = "wan"
+    stacks: ClassVar[tuple[str, ...]] = ("vace_blocks", "blocks")
     # The condition's blocks take other streams than the video's and give hints that the forward adds between those:
     # passed by, they would return what no stack of blocks returns, and run for nothing if only the others were.
-    stacks: ClassVar[tuple[str, ...]] = ()
-
-    def sites(self, transformer: nn.Module) -> list[nn.Module]:
-        blocks: Any = transformer.vace_blocks
-        return [block.attn1 for block in blocks] + super().sites(transformer)
+    cacheable: ClassVar[bool] = False
 
     def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
         return True

@@ -13,8 +13,8 @@ from vidaccel.pipelines import family_of
 
 
 def stacked(transformer: nn.Module) -> list[Any]:
-    """The blocks of the stacks that the family names for caching."""
-    return [block for name in family_of(transformer).stacks for block in getattr(transformer, name)]
+    """The family's blocks."""
+    return family_of(transformer).blocks(transformer)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,6 @@ def inputs(transformer: Any) -> dict[str, Any]:
     return call | {"control_hidden_states": torch.randn(shape), "control_hidden_states_scale": torch.tensor([1.0, 0.5])}
 
 
-def blocks(transformer: Any) -> list[Any]:
-    return [*transformer.vace_blocks, *transformer.blocks]
-
-
 def pipeline() -> Any:
     pipe = WanVACEPipeline(**wan.parts(tiny.tiny_wan()) | {"transformer": build()})
     pipe.set_progress_bar_config(disable=True)
@@ -42,7 +38,7 @@ def pipeline() -> Any:
 
 MODELS: dict[str, Model] = {
     "WanVACETransformer3DModel": Model(
-        build, inputs, wan.LAYOUT, blocks=blocks, pipeline=pipeline,
+        build, inputs, wan.LAYOUT, pipeline=pipeline,
         call=wan.CALL | {"video": wan.clip(), "reference_images": [tiny.tiny_image(20)]},
     ),
 }  # fmt: skip
