@@ -40,4 +40,4 @@ def versions(session: nox.Session, diffusers: str) -> None:
     host = [f"diffusers=={diffusers}", HOSTS[diffusers], "accelerate==1.15.0", "peft==0.21.2"]
     session.install(TORCH, TRITON, *host, "pytest", "pytest-timeout", "hypothesis", "-e", "./miniatures", "-e", ".")
     session.run("python", "-c", "import diffusers; print('diffusers', diffusers.__version__)")
-    session.run("python", "-m", "pytest", "-q", *(session.posargs or TESTS))
+    session.run("python", "-m", "pytest", "-q", "--all-variants", *(session.posargs or TESTS))
