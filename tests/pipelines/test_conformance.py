@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import diffusers
 import numpy as np
 import pytest
 import torch
@@ -185,7 +184,7 @@ def test_compiled_blocks_are_one_graph_for_all_layers(model: Model, transformer:
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_lora(model: Model, transformer: nn.Module, when: str) -> None:
     call = model.inputs(transformer)
-    if not model.lora:
+    if not model.lora or not hasattr(transformer, "add_adapter"):
         pytest.skip("diffusers gives the class no adapters")
     config = LoraConfig(r=4, target_modules=list(model.lora), init_lora_weights=False)
     plain: Any = transformer
@@ -207,9 +206,13 @@ def test_group_offload(model: Model, transformer: nn.Module) -> None:
     with vidaccel.enable(transformer, "radial", **given):
         expected = forward(transformer, call)
     device = torch.device("cpu")
-    if diffusers.__version__.startswith("0.35") and torch.accelerator.current_accelerator() is None:
-        pytest.skip("diffusers 0.35 offloads groups where there is an accelerator alone")
-    plain.enable_group_offload(onload_device=device, offload_device=device, offload_type="leaf_level")  # type: ignore[operator]
+    try:
+        plain.enable_group_offload(onload_device=device, offload_device=device, offload_type="leaf_level")  # type: ignore[operator]
+    except AttributeError:
+        # Up to 0.38 it asks for the accelerator's name.
+        if torch.accelerator.current_accelerator() is not None:
+            raise
+        pytest.skip("this diffusers offloads groups where there is an accelerator alone")
     with vidaccel.enable(transformer, "radial", **given):
         assert torch.equal(forward(transformer, call), expected)
 
