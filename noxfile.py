@@ -5,8 +5,8 @@ What differs between them for the Wan family, as run and read with torch 2.13.0 
 - 0.35.2: `dispatch_attention_fn` takes no `parallel_config` and `WanAttnProcessor` has no `_parallel_config`; there is
   no HunyuanVideo 1.5 and no Wan Animate. Runs with transformers 4.57 and huggingface-hub 0.36.
   SkyReels-V2 has another attention processor, and is refused.
-- 0.38.0: both are there. Needs huggingface-hub below 2.0. Cosmos takes no adapters. Up to here groups are offloaded where
-  there is an accelerator alone.
+- 0.38.0: both are there. Needs huggingface-hub below 2.0. Cosmos takes no adapters. Up to here groups are offloaded
+  where there is an accelerator alone.
 - 0.42.1: `cache_context(name, **fields)`, before it `cache_context(name)`. Needs Python 3.11; for 3.10 there is 0.41.0.
 - The same in all three: `AttentionMixin`, `attn_processors`, `fuse_qkv_projections`, `WanAttention` and the parameters
   of `WanAttnProcessor.__call__`.
