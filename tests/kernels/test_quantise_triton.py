@@ -20,6 +20,8 @@ from vidaccel.kernels.triton_quantise import Launch
 
 CASES = Path(__file__).with_name("triton_quantise_cases.py")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
+FEWER = tuple(each for each in ARCHITECTURES if each not in ("sm_86", "sm_89"))
+"""For variants: the two left out have the instructions of sm_80 and the shared memory of sm_120."""
 MOST_REGISTERS = 128
 """Half of what a thread may have: with four warps a multiprocessor then holds at least four programs."""
 
@@ -63,7 +65,7 @@ def test_compiles_without_spills(architecture: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", FEWER)
 def test_other_variants_compile_without_spills(architecture: str) -> None:
     check(architecture, torch.float16, 64, False)
     check(architecture, torch.float32, 128, True)
