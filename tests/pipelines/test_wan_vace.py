@@ -45,7 +45,8 @@ def two_experts() -> Any:
 def test_blocks_of_the_condition_run_first() -> None:
     transformer = wan_vace.build()
     sites = family_of(transformer).sites(transformer)
-    assert [id(site) for site in sites] == [id(block.attn1) for block in (*transformer.vace_blocks, *transformer.blocks)]
+    expected = (*transformer.vace_blocks, *transformer.blocks)
+    assert [id(site) for site in sites] == [id(block.attn1) for block in expected]
     method = Everything()
     with vidaccel.enable(transformer, method, min_tokens=0, schedule=NEVER_DENSE):
         forward(transformer, wan_vace.inputs(transformer))
