@@ -1,7 +1,7 @@
 # Needs make and Python 3.10 or newer; everything else is installed into .venv, once.
 .DEFAULT_GOAL := install
 .DELETE_ON_ERROR:
-.PHONY: help install demo test test-quick lint versions wheel clean distclean
+.PHONY: help install demo test test-quick lint site versions wheel clean distclean
 
 VENV ?= .venv
 OUT ?= demo-out
@@ -35,6 +35,10 @@ test-quick: $(STAMP) ## only the tests that are not marked slow
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+site: $(STAMP) ## build the docs site into build/site; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "open build/site/index.html"
 
 versions: $(STAMP) ## the tests of bit-identical steps on every supported diffusers version
 	$(BIN)/nox -s versions

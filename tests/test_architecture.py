@@ -18,11 +18,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 BASE = {"layout", "mask", "plan", "site", "schedule"}
 RUN = BASE | {"patterns", "methods", "compensation", "caching", "planning", "kernels", "pipelines"}
 PUBLIC = RUN | {"session", "clock", "debug", "summary", "profile", "api", "miniature", "_version", "files"}
-PUBLIC |= {"asked", "costs", "heads", "strict", "architecture", "calibration", "tensors"}
+PUBLIC |= {"processes", "asked", "costs", "heads", "strict", "architecture", "calibration", "tensors"}
 # A room is a file or folder of the package. Each may import itself, and of the others only these.
 MAY_IMPORT: dict[str, set[str]] = {
     "_version": set(),
     "files": set(),
+    "processes": set(),
     "layout": set(),
     "registry": set(),
     "mask": set(),
@@ -31,7 +32,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedule": {"layout", "plan", "site"},
     "clock": set(),
     "debug": set(),
-    "summary": {"layout", "mask", "plan", "site", "caching"},
+    "summary": {"layout", "mask", "plan", "site", "caching", "step_map"},
+    "step_map": {"caching"},
     "kernels": {"layout", "mask", "plan"},
     "planning": {"layout", "mask", "plan", "site"},
     "costs": {"layout", "mask", "plan", "kernels"},
@@ -45,14 +47,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "architecture": {"strict"},
     "stored": {"layout", "patterns", "strict"},
     "heads": BASE | {"patterns", "planning", "strict", "architecture", "stored"},
-    "profile": BASE | {"files", "miniature", "heads", "strict", "architecture"},
+    "target": set(),
+    "points": {"strict", "target"},
+    "stored_cache": {"caching", "miniature", "strict"},
+    "profile": BASE | {"files", "miniature", "heads", "strict", "architecture", "caching", "points", "stored_cache",
+                       "target"},
     "everywhere": {"kernels", "mask", "patched", "pipelines"},
     "pytest_plugin": {"everywhere"},
     "watch": {"patched", "pipelines"},
     "patched": RUN,
     "setting": RUN | {"costs", "patched"},
     "calls": RUN | {"costs", "debug", "setting", "statics", "summary"},
-    "asked": RUN | {"patched", "setting", "profile"},
+    "asked": RUN | {"patched", "setting", "profile", "stored_cache"},
     "session": RUN | {"calls", "clock", "patched", "setting", "statics", "summary", "watch"},
     "api": RUN | {"asked", "session", "summary", "profile"},
     "tensors": RUN | {"asked", "calls", "profile", "setting", "summary"},
@@ -62,8 +68,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": PUBLIC,
     "eval": PUBLIC | {"__init__"},
     "bench": PUBLIC | {"__init__", "eval"},
-    "report": {"files", "layout", "mask", "plan"},
-    "cli": PUBLIC | {"__init__", "eval", "bench", "report"},
+    "tune": PUBLIC | {"__init__", "eval", "patched", "points", "stored_cache", "target"},
+    "__main__": {"cli"},
+    "report": {"eval", "files", "layout", "mask", "plan"},
+    "cli": PUBLIC | {"__init__", "eval", "bench", "report", "target", "tune"},
 }
 # Of these libraries, only the named rooms know. Everything else about a host model goes through them.
 ONLY_IN: dict[str, set[str]] = {
@@ -73,9 +81,12 @@ ONLY_IN: dict[str, set[str]] = {
     "jinja2": {"report"},
     "typer": {"cli"},
     "lpips": {"eval"},
+    "optuna": {"tune"},
 }
 # Distributions that are not named as their modules are; jinja2 is what brings markupsafe.
 DISTRIBUTION = {"PIL": "pillow", "skimage": "scikit-image", "markupsafe": "jinja2", "yaml": "pyyaml"}
+# What an eval has written, and how its files are read: nothing that runs a model.
+REPORT_READS = {"caches", "clip", "paired", "runner", "settings", "store", "table", "video"}
 NO_PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -152,6 +163,14 @@ def test_import_direction(path: Path) -> None:
     assert ours <= MAY_IMPORT[room], f"{room} may not import {sorted(ours - MAY_IMPORT[room])}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "report").glob("*.py")), ids=module_of)
+def test_report_reads_records_alone(path: Path) -> None:
+    parts = [name.split(".") for name in imports(path)]
+    read = {name[2] for name in parts if name[:2] == ["vidaccel", "eval"] and len(name) > 2}
+    assert read <= REPORT_READS, f"of an eval, the report may import only {sorted(REPORT_READS)}"
+    assert not {"diffusers", "transformers"} & {name[0] for name in parts}
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_libraries_stay_in_their_rooms(path: Path) -> None:
     libraries = {name.split(".")[0] for name in imports(path)}
@@ -174,7 +193,7 @@ def test_every_library_is_declared() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.10 cannot read TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    requirements = project["dependencies"] + optional["demo"] + optional["lpips"]
+    requirements = project["dependencies"] + optional["demo"] + optional["lpips"] + optional["tune"]
     declared = {re.split(r"[^\w-]", requirement)[0].replace("-", "_") for requirement in requirements}
     used = {name.split(".")[0] for path in FILES for name in imports(path)} - sys.stdlib_module_names - {"vidaccel"}
     needed = {DISTRIBUTION.get(name, name).replace("-", "_") for name in used}
@@ -215,7 +234,7 @@ def test_package_is_small() -> None:
 def test_import_is_light() -> None:
     """`import vidaccel` needs no Triton, plotting, video, template or command-line library."""
     # None in sys.modules makes an import of that name fail; torch and diffusers themselves get by without these.
-    heavy = ["triton", "matplotlib", "skimage", "imageio", "jinja2", "typer"]
+    heavy = ["triton", "matplotlib", "skimage", "imageio", "jinja2", "typer", "optuna"]
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy})); import vidaccel; print(vidaccel.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,9 +11,8 @@ from typing import Any
 from torch import nn
 
 from vidaccel import kernels
-from vidaccel.asked import AUTO, method_of, profile_of, setting_of
+from vidaccel.asked import AUTO, aimed, cache_of, method_of, profile_of, setting_of
 from vidaccel.caching import Cache, CachePolicy
-from vidaccel.caching import cache as make_cache
 from vidaccel.caching.runtime import whole
 from vidaccel.compensation import Compensation
 from vidaccel.methods import Method, ModelFacts
@@ -27,7 +26,8 @@ from vidaccel.summary import Summary
 
 
 def enable(
-    target: Any,
+    pipe: Any,
+    /,
     method: str | Method | Profile | os.PathLike[str] | None = AUTO,
     *,
     schedule: Schedule | Mapping[str, Any] | None = None,
@@ -39,12 +39,13 @@ def enable(
     compensation: str | Mapping[str, Any] | Compensation | None = None,
     cache: str | Mapping[str, Any] | CachePolicy | Cache | None = None,
     family: str | Generic | None = None,
+    target: str | None = None,
     **options: Any,
 ) -> Session:
     """Make the self-attention of a video pipeline sparse, until `disable`; enabling again replaces the setting.
 
     Args:
-        target: a diffusers pipeline, or a bare transformer.
+        pipe: a diffusers pipeline, or a bare transformer.
         method: a method's name, a `Method`, a `Profile`, or the path of one: a name that ends in ".json", or a
             `pathlib.Path`, also of a folder with one. "auto" is the profile in the model's folder or shipped for the
             model, else "radial" with the family's defaults. None leaves attention alone, for a cache by itself.
@@ -61,10 +62,12 @@ def enable(
         compensation: what makes up for skipped keys, by name, as ``{"name": ..., OPTION: ...}`` or as it is: see
             `vidaccel.compensation`. The profile's by default, else None: nothing does.
         cache: which steps reuse what earlier ones computed: a policy's name; ``{"name": ..., OPTION: ...}`` with
-            options of the policy and limits of `vidaccel.caching.Cache`; a policy; or a `Cache`. None computes every
-            step.
+            options of the policy and limits of `vidaccel.caching.Cache`; a policy; or a `Cache`. The profile's by
+            default, else None: every step is computed; "none" says so whatever the profile has.
         family: None for that of the transformer's class. "generic", or a `vidaccel.Generic` that says more, is for a
             class that has none: its stock processors run with the attention replaced.
+        target: what the profile's measured points are chosen by, such as "psnr>=30" or "speedup>=2": the fastest that
+            keeps so much fidelity, by the worse end of its interval, or the most faithful that is so fast.
         options: fields of the method, such as ``density=0.25``.
 
     Returns:
@@ -75,37 +78,39 @@ def enable(
 
     With `precision`, INT8 scores follow SageAttention (Zhang et al., 2024).
     """
-    modules = experts(target)
+    modules = experts(pipe)
     transformer = next(iter(modules.values()))
     told = family_for(family, modules)
     known = told or family_of(transformer)
     if method is None and cache is None:
         raise ValueError('method=None leaves attention alone, and there is no cache: nothing would be enabled; give a '
                          'cache, or method="auto"')  # fmt: skip
-    profile = profile_of(method, getattr(getattr(target, "config", None), "_name_or_path", None))
-    reuse = make_cache(cache)
+    profile = profile_of(method, getattr(getattr(pipe, "config", None), "_name_or_path", None))
+    if target is not None:
+        profile = aimed(profile, target)
+    reuse = cache_of(cache, profile)
     chosen = method_of(method, profile, known.published, options)
     models = {name: facts(module, told) for name, module in modules.items()}
     if profile is not None:
         profile.check(models)
     chosen.check_models(models)
-    if reuse is not None and (wrapped := compiled(target)):
+    if reuse is not None and (wrapped := compiled(pipe)):
         raise ValueError(whole(wrapped))
     if reuse is not None:
         reuse.policy.check_models(models)
         for calibration in reuse.calibrations:
             calibration.check_models(models)
     setting = setting_of(
-        chosen, profile, lambda: known.schedule(target, transformer), schedule=schedule, backend=backend,
+        chosen, profile, lambda: known.schedule(pipe, transformer), schedule=schedule, backend=backend,
         min_tokens=min_tokens, steps=num_inference_steps, precision=precision, check_finite=check_finite,
         compensation=compensation, cache=reuse,
     )  # fmt: skip
-    if not hasattr(target, "scheduler"):
+    if not hasattr(pipe, "scheduler"):
         setting.schedule.resolve(num_inference_steps, 1, setting.computed)
-    device = getattr(target, "_execution_device", None) or transformer.device
+    device = getattr(pipe, "_execution_device", None) or transformer.device
     kernels.choose(backend, known.probe(transformer, device), setting.precision)  # type: ignore[arg-type]
-    session = Session(target, modules, dataclasses.replace(setting, family=told))
-    _replace(target, session)
+    session = Session(pipe, modules, dataclasses.replace(setting, family=told))
+    _replace(pipe, session)
     return session
 
 

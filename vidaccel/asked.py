@@ -8,7 +8,9 @@ from typing import Any
 
 from vidaccel import compensation as compensations
 from vidaccel import profile as profiles
+from vidaccel import stored_cache
 from vidaccel.caching import Cache
+from vidaccel.caching import cache as make_cache
 from vidaccel.compensation import Compensation
 from vidaccel.methods import METHODS, Method, named
 from vidaccel.methods import method as make_method
@@ -19,6 +21,8 @@ from vidaccel.schedule import Schedule
 from vidaccel.setting import Setting
 
 AUTO = "auto"
+NONE = "none"
+"""As a cache: none, whatever the profile has."""
 
 
 def profile_of(method: Any, model: str | None) -> Profile | None:
@@ -36,6 +40,32 @@ def profile_of(method: Any, model: str | None) -> Profile | None:
     if isinstance(method, os.PathLike) or (isinstance(method, str) and method.endswith(".json")):
         return Profile.from_pretrained(method) if os.path.isdir(method) else Profile.load(method)
     return profiles.find(model) if method == AUTO else None
+
+
+def aimed(profile: Profile | None, target: str) -> Profile:
+    """The profile with the settings of its point for a target.
+
+    Raises:
+        ValueError: no profile, no target, or no point that meets it.
+    """
+    if profile is None:
+        raise ValueError(f"target {target!r} is for a profile with measured points: give its path, or have it as "
+                         f"{profiles.FILE} in the model's folder; vidaccel tune makes one")  # fmt: skip
+    return profile.aimed(target)
+
+
+def cache_of(cache: Any, profile: Profile | None) -> Cache | None:
+    """The cache that is asked for: what is given, else the profile's; "none" is none.
+
+    Raises:
+        ValueError: no such policy or option, a bad value, or none where the profile has nothing else.
+    """
+    if cache is None and profile is not None:
+        cache = stored_cache.resolved(profile.cache, profile.calibrations)
+    made = None if isinstance(cache, str) and cache == NONE else make_cache(cache)
+    if made is None and profile is not None and profile.method == Untouched.name:
+        raise ValueError("the profile leaves attention alone, and there is no cache: nothing would be enabled")
+    return made
 
 
 def method_of(method: Any, profile: Profile | None, family: str, options: dict[str, Any]) -> Method:
@@ -65,10 +95,14 @@ def profiled(profile: Profile, family: str, options: Mapping[str, Any]) -> Metho
     Raises:
         ValueError: no such method or option, or a bad value.
     """
+    if profile.method == Untouched.name:
+        if options:
+            raise ValueError(f"the profile leaves attention alone: it has no option {next(iter(options))!r}")
+        return Untouched()
     cls = named(profile.method)
     merged = cls.merged(profile.options, dict(options))
     if profile.heads is not None and issubclass(cls, HeadProfile) and "profile" not in options:
-        return cls.of(profile, **merged)
+        return cls.of(profile, **{**cls.family_defaults(family), **merged})
     try:
         return cls.for_family(family, **merged)
     except TypeError as error:
@@ -108,4 +142,4 @@ def setting_of(
     made_up = compensations.compensation(compensation)
     method = method.compensated(made_up.name if made_up else None)
     return Setting(method, Schedule.of(schedule), backend, min_tokens, steps, precision, check_finite, made_up,
-                   cache=cache)  # fmt: skip
+                   cache=cache, measured=profile.aim.evidence if profile and profile.aim else None)  # fmt: skip

@@ -17,7 +17,7 @@ from vidaccel.methods.base import COMMON
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import StepPlan
 from vidaccel.setting import Setting
-from vidaccel.site import Site
+from vidaccel.site import Observed, Observer, Site
 from vidaccel.statics import StaticPlans, expected
 from vidaccel.summary import Tally
 
@@ -61,6 +61,8 @@ class Calls:
         self.setting = setting
         self.tally = Tally()
         self.state: dict[tuple[str, str, str, int], dict[str, Any]] = {}
+        self.observer: Observer | None = None
+        """Told of every call, if there is one."""
         # Per instance, so that the caches die with it.
         self.statics_of = functools.lru_cache(LAYOUTS_KEPT)(self._new_statics)
         self._backend_for = functools.lru_cache(LAYOUTS_KEPT)(self._choose_backend)
@@ -92,10 +94,14 @@ class Calls:
                 out, ran = self._sparse(site, plan, query, key, value, key_lengths)
                 known = method.static and ran is plan
                 self.count_sparse(self.statics(site).made(site) if known else ran, spot)
-                return out, f"sparse by {method.name}, precision {self.setting.precision or query.dtype}"
+                how = f"sparse by {method.name}, precision {self.setting.precision or query.dtype}"
+                self._tell(site, ran, query, key, value, key_lengths, how, planned=True)
+                return out, how
         elif self.observes(reason, spot):
             method.observe(query, key, value, site, self.remembered(site))
-        return dense(query, key, value, key_lengths), f"dense {self.count_dense(reason, spot)}"
+        out, how = dense(query, key, value, key_lengths), f"dense {self.count_dense(reason, spot)}"
+        self._tell(site, AttentionPlan(), query, key, value, key_lengths, how, planned=reason is None)
+        return out, how
 
     def check_ahead(self, spot: Spot, queries: Callable[[], Tensor] | None) -> None:
         """Refuse what cannot be, before the dense steps at the start of a run are spent.
@@ -165,6 +171,15 @@ class Calls:
             return False
         return self.setting.min_tokens == 0 or self._why_slower(spot) is None
 
+    def _tell(
+        self, site: Site, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None,
+        how: str, planned: bool,
+    ) -> None:  # fmt: skip
+        """Tell the observer of a call; `planned` where the method, and not the schedule, decided it."""
+        if self.observer is not None:
+            heads = self.setting.method.heads_have(site, self.remembered(site)) if planned else None
+            self.observer(Observed(site, plan, query, key, value, key_lengths, how, heads))
+
     def remembered(self, site: Site, whose: str = "method") -> dict[str, Any]:
         """What the method, or the compensation, remembers at a site; in it what all branches have in common."""
         state = self.state.setdefault((whose, site.expert, site.branch, site.layer), {})
@@ -186,11 +201,11 @@ class Calls:
         words = reason or f"as {self.setting.method.name} planned"
         self.tally.count_dense(words, planned=reason is None)
         if reason is None:
-            self._record(AttentionPlan(), spot)
+            self._record(AttentionPlan(), spot, whole=True)
         return words
 
-    def _record(self, plan: AttentionPlan, spot: Spot) -> None:
-        self.tally.record(spot.site, plan.video_densities(spot.site.layout), spot.shape[0])
+    def _record(self, plan: AttentionPlan, spot: Spot, whole: bool = False) -> None:
+        self.tally.record(spot.site, plan.video_densities(spot.site.layout), spot.shape[0], whole)
 
     def _plan(self, site: Site, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
         method = self.setting.method

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+WIDE = 110
+"""Letters up to which a list or object of a laid out file stays on one line."""
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -12,11 +17,38 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     Raises:
         OSError: the folder cannot be written; nothing is left behind.
     """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write a file beside its place and move it there; whatever was there is replaced.
+
+    Raises:
+        OSError: the folder cannot be written; nothing is left behind.
+    """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def laid_out(value: Any, pad: str = "") -> str:
+    """JSON in which what fits on a line stands on one.
+
+    Raises:
+        ValueError, TypeError: something that JSON does not have.
+    """
+    line = json.dumps(value, allow_nan=False)
+    if len(line) <= WIDE or not isinstance(value, (dict, list)):
+        return line
+    inner = pad + "  "
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(name)}: {laid_out(item, inner)}" for name, item in value.items()]
+    else:
+        parts = [laid_out(item, inner) for item in value]
+    left, right = "{}" if isinstance(value, dict) else "[]"
+    return left + "\n" + ",\n".join(inner + part for part in parts) + f"\n{pad}{right}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -12,11 +12,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from vidaccel import architecture, miniature, strict
+from vidaccel import architecture, miniature, points, stored_cache, strict
 from vidaccel.architecture import Facts
-from vidaccel.files import write_text
+from vidaccel.caching.calibration import CacheCalibration
+from vidaccel.files import laid_out, write_text
 from vidaccel.heads import MAX_SIZES, HeadsAt, HeadTable, layout_of
 from vidaccel.layout import TokenLayout
+from vidaccel.points import Point
+from vidaccel.target import Target
 
 FORMAT = 1
 FILE = "vidaccel.json"
@@ -24,8 +27,6 @@ FILE = "vidaccel.json"
 HEADS = "head_profile"
 """The method that profiles with heads are for."""
 REPOSITORY = r"\w[\w.-]*/\w[\w.-]*"
-WIDE = 110
-"""Letters up to which a list or object of a file stays on one line."""
 MAX_MODELS, MAX_NAME, MAX_TEXT, MAX_OPTIONS, MAX_TOKENS = 256, 256, 4096, 64, 1 << 40
 
 
@@ -34,7 +35,7 @@ class Profile:
     """What `enable` should do for a model.
 
     Args:
-        method: name of the method.
+        method: name of the method; "dense" leaves attention alone, for a cache by itself.
         options: its options.
         schedule: fields of a `Schedule`; empty for the family's own.
         min_tokens: calls with fewer tokens stay dense; None for the default.
@@ -49,6 +50,12 @@ class Profile:
             for none.
         heads_at: the same heads as they were measured on other token grids; `calibration` then names the grid of
             `heads` as ``grid``.
+        cache: which steps reuse what earlier ones computed, as in `vidaccel.enable`: a policy's name, or a mapping of
+            ``name``, options and limits, whose ``file`` is a name in `calibrations` or ``miniature:NAME/FILE.json``;
+            None for none.
+        calibrations: of caches, by the names that `cache` and `points` have for them.
+        points: settings that were measured, see `aimed`; those above are mostly of one of them.
+        aim: the point whose settings those above are; None where none is known to be. No part of the file.
         reference: what `read` finds it by again; empty for one in memory. No part of the file.
     """
 
@@ -64,6 +71,10 @@ class Profile:
     heads: HeadTable | None = None
     compensation: str | dict[str, Any] | None = None
     heads_at: tuple[HeadsAt, ...] = ()
+    cache: str | dict[str, Any] | None = None
+    calibrations: Mapping[str, CacheCalibration] = field(default_factory=dict)
+    points: tuple[Point, ...] = ()
+    aim: Point | None = field(default=None, compare=False)
     reference: str = field(default="", compare=False)
 
     @classmethod
@@ -141,7 +152,7 @@ class Profile:
             ValueError: something in it that JSON does not have.
         """
         try:
-            write_text(path, _laid_out(self.to_dict()) + "\n")
+            write_text(path, laid_out(self.to_dict()) + "\n")
         except TypeError as error:
             raise ValueError(f"the profile cannot be saved: {error}") from error
 
@@ -160,8 +171,30 @@ class Profile:
         # Patterns at other sizes mostly have the same weights: their texts stand once.
         others = [each.to_dict(heads["texts"] if heads else ()) for each in self.heads_at]
         plain |= {"models": list(self.models), "heads": heads, "heads_at": others or None}
-        absent = [name for name in ("model", "calibration", "heads", "heads_at", "compensation") if plain[name] is None]
+        plain["points"] = [each.to_dict() for each in self.points] or None
+        plain["calibrations"] = {name: each.to_dict() for name, each in self.calibrations.items()} or None
+        absent = [name for name in MAY_LACK if plain[name] is None]
         return {"format": FORMAT} | {name: item for name, item in plain.items() if name not in absent}
+
+    def aimed(self, target: str | Target) -> Profile:
+        """This profile with the settings of the point that is best for a target; see `vidaccel.points.best`.
+
+        Raises:
+            ValueError: no target, no points, or none that meets it; the message lists those there are.
+        """
+        wanted, where = Target.of(target), f"the profile {self.reference}".rstrip()
+        if not self.points:
+            raise ValueError(f"{where} has no measured points, so that no target can be chosen by; vidaccel tune makes "
+                             "a profile that has")  # fmt: skip
+        found = points.best(self.points, wanted)
+        if found is None:
+            raise ValueError(f"no point of {where} has {wanted}; it has {'; '.join(map(str, self.points))}")
+        return self.at(found)
+
+    def at(self, point: Point) -> Profile:
+        """This profile with the settings of a point."""
+        chosen = {name: copy.deepcopy(point.settings[name]) for name in points.SETTINGS}
+        return dataclasses.replace(self, **chosen, compensation=None, aim=point)
 
     def rounded(self) -> Profile:
         """With its heads as its file has or would have them, their numbers rounded.
@@ -199,8 +232,11 @@ TYPES: dict[str, Any] = {
     "method": str, "options": dict, "schedule": dict, "min_tokens": (int, type(None)), "models": list, "source": str,
     "precision": (str, type(None)), "compensation": (str, dict, type(None)), "model": (dict, type(None)),
     "calibration": (dict, type(None)), "heads": (dict, type(None)), "heads_at": list,
+    "cache": (str, dict, type(None)), "calibrations": dict, "points": list,
 }  # fmt: skip
 """What a file may have, apart from its format."""
+MAY_LACK = ("model", "calibration", "heads", "heads_at", "compensation", "cache", "calibrations", "points")
+"""What stands in a file only where there is some."""
 
 
 def shipped() -> dict[str, Profile]:
@@ -236,6 +272,7 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
         strict.whole(f"{origin}: min_tokens", values["min_tokens"], 0, MAX_TOKENS)
     if values.get("compensation") is not None:
         _check_compensation(f"{origin}: compensation", values["compensation"])
+    read |= _checked_points(values, origin)
     if values.get("model") is not None:
         architecture.checked(f"{origin}: model", values["model"])
     if values.get("heads") is not None:
@@ -245,6 +282,38 @@ def _checked(values: dict[str, Any], origin: str) -> dict[str, Any]:
     elif "heads_at" in values:
         raise ValueError(f"{origin}: heads_at are beside heads, and there are none")
     return read
+
+
+def _checked_points(values: dict[str, Any], origin: str) -> dict[str, Any]:
+    """Calibrations and points of a file, where there are any; its caches are looked at, too.
+
+    Raises:
+        ValueError: one that no profile has.
+    """
+    known = stored_cache.calibrations(f"{origin}: calibrations", values.get("calibrations", {}))
+    stored_cache.check(f"{origin}: cache", values.get("cache"), known)
+    found = points.read(values["points"], f"{origin}: points") if "points" in values else ()
+    heads = values.get("heads") is not None
+    for index, each in enumerate(found):
+        _check_settings(f"{origin}: points[{index}]: settings", each.settings, known, heads)
+    own = {name: values.get(name) for name in points.SETTINGS}
+    aim = next((each for each in found if each.settings == own), None)
+    return {"calibrations": known, "points": found, "aim": aim}
+
+
+def _check_settings(where: str, settings: Mapping[str, Any], known: Mapping[str, Any], heads: bool) -> None:
+    """Refuse settings of a point that no profile's own could be.
+
+    Raises:
+        ValueError: what was given.
+    """
+    for name, value in settings.items():
+        if not isinstance(value, TYPES[name]) or isinstance(value, bool):
+            raise ValueError(f"{where}: {name}={strict.shown(value)} does not belong there")
+    strict.string(f"{where}: method", settings["method"], MAX_NAME)
+    stored_cache.check(f"{where}: cache", settings["cache"], known)
+    if heads:
+        _check_own_heads(where, settings["options"])
 
 
 def _heads_at(values: dict[str, Any], heads: HeadTable, origin: str) -> tuple[HeadsAt, ...]:
@@ -287,17 +356,21 @@ def _check_together(read: dict[str, Any], origin: str) -> None:
     Raises:
         ValueError: they do.
     """
-    if read["method"] != HEADS:
+    if read["method"] != HEADS and not read["points"]:
         raise ValueError(f"{origin}: heads are for method {HEADS!r}, not {read['method']!r}")
-    for name in ("profile", "digest"):
-        # It would send whoever reads this file to another one.
-        if name in read.get("options", {}):
-            raise ValueError(f"{origin}: a profile with heads has no option {name!r}: it is the profile")
+    _check_own_heads(origin, read.get("options", {}))
     shapes = read["heads"].shapes()
     for expert, each in (read.get("model") or {}).items():
         if shapes.get(expert) != (each["layers"], each["heads"]):
             raise ValueError(f"{origin}: heads of {strict.shown(expert)} are not those of the {each['layers']} "
                              f"layers of {each['heads']} heads that its model has")  # fmt: skip
+
+
+def _check_own_heads(where: str, options: Mapping[str, Any]) -> None:
+    for name in ("profile", "digest"):
+        # It would send whoever reads this file to another one.
+        if name in options:
+            raise ValueError(f"{where}: a profile with heads has no option {name!r}: it is the profile")
 
 
 def _download(repository: str, revision: str | None) -> str:
@@ -314,17 +387,3 @@ def _download(repository: str, revision: str | None) -> str:
     except (OSError, ValueError, EntryNotFoundError) as error:
         why = " ".join(str(error).split())
         raise ValueError(f"no {FILE} from repository {repository!r}: {type(error).__name__}: {why}") from error
-
-
-def _laid_out(value: Any, pad: str = "") -> str:
-    """JSON in which what fits on a line stands on one."""
-    line = json.dumps(value, allow_nan=False)
-    if len(line) <= WIDE or not isinstance(value, (dict, list)):
-        return line
-    inner = pad + "  "
-    if isinstance(value, dict):
-        parts = [f"{json.dumps(name)}: {_laid_out(item, inner)}" for name, item in value.items()]
-    else:
-        parts = [_laid_out(item, inner) for item in value]
-    left, right = "{}" if isinstance(value, dict) else "[]"
-    return left + "\n" + ",\n".join(inner + part for part in parts) + f"\n{pad}{right}"

@@ -24,7 +24,7 @@ from vidaccel.pipelines.adapters import adapters
 from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.processor import Mode
 from vidaccel.setting import Moment, Setting
-from vidaccel.site import Site
+from vidaccel.site import Observer, Site
 from vidaccel.statics import StaticPlans, expected_density
 from vidaccel.summary import Summary, Tally
 
@@ -64,6 +64,15 @@ class Session:
     @setting.setter
     def setting(self, setting: Setting) -> None:
         self.calls.setting = setting
+
+    @property
+    def observer(self) -> Observer | None:
+        """Told of every attention call from the next transformer call on; None, as at first, for nobody."""
+        return self.calls.observer
+
+    @observer.setter
+    def observer(self, observer: Observer | None) -> None:
+        self.calls.observer = observer
 
     @property
     def _tally(self) -> Tally:
@@ -150,19 +159,23 @@ class Session:
         name = branches[branch] if branch < len(branches) else f"pass{branch}"
         self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
+        # Without layers of ours there is a cache, whose blocks they would be.
+        depth = len(expert.layers) or len(expert.family.blocks(expert.transformer))
+        self._tally.course.begin(self._now.call, depth)
         if expert.layers:
             queries = functools.partial(expert.family.queries, expert.transformer, call, layout)
             # With gradients a layer may leave its calls to the stock processor.
             spot = self._spot(expert.layers[-1], timestep.device)
             self.calls.check_ahead(spot, None if torch.is_grad_enabled() else queries)
         if self._runtime is None or not self._caches(self._runtime.cache.min_steps):
-            self._prepare(expert, timestep.device, range(len(expert.layers)))
+            self._prepare(expert, timestep.device, range(depth))
         else:
             arrival = self._arrival(expert, call, float(timestep.max()), timestep.device)
             self._runtime.begin(arrival, expert.transformer, expert.family)
 
     def _prepare(self, expert: Expert, device: torch.device, blocks: Sequence[int]) -> None:
         """Tell the layers of some blocks, which are about to run, how to attend."""
+        self._tally.course.run(self._now.call, blocks)
         for index in blocks if expert.layers else ():
             expert.layers[index].processor.mode = self._mode(expert.layers[index], device)
 
@@ -201,6 +214,8 @@ class Session:
 
     def _begin_run(self) -> None:
         self.calls.forget()
+        if (note := self.setting.elsewhere(self._owner(), self._clock.steps)) is not None:
+            self._tally.note(note)
         if self._runtime is not None:
             self.setting.check_calibration(self._owner(), self._clock.steps)
             self._halves = False
@@ -210,7 +225,7 @@ class Session:
     def _mode(self, layer: Layer, device: torch.device) -> Mode:
         """How a layer attends in this transformer call, as far as that is known before it."""
         # With gradients a processor may leave the call to the stock one: only what then arrives is counted.
-        if self.setting.check_finite or torch.is_grad_enabled():
+        if self.setting.check_finite or self.observer is not None or torch.is_grad_enabled():
             return Mode.BY_HANDLE
         spot = self._spot(layer, device)
         reason = self.calls.why_dense(spot)

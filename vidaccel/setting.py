@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import nn
@@ -31,6 +32,11 @@ class Moment:
     layout: TokenLayout
     plan: StepPlan
 
+    @property
+    def call(self) -> tuple[str, str, int]:
+        """What tells it from the other transformer calls of its run."""
+        return self.expert, self.branch, self.step
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -50,6 +56,8 @@ class Setting:
     cache: Cache | None = None
     family: Family | None = None
     """None for that of each transformer's class."""
+    measured: Mapping[str, Any] | None = field(default=None, hash=False)
+    """Evidence of the profile's point that was chosen: what runs it was measured on; None where none was."""
 
     def family_of(self, transformer: nn.Module) -> Family:
         """The family of a transformer of this run.
@@ -69,7 +77,11 @@ class Setting:
         """What of the attention a cache's calibration depends on, as a hash; "dense" where it is left alone."""
         if not self.sparse:
             return DENSE
-        chosen = {"method": self.method.name, "options": asdict(self.method),  # type: ignore[call-overload]
+        options = asdict(self.method)  # type: ignore[call-overload]
+        if options.get("digest") is not None:
+            # Where its heads were read from does not matter.
+            options["profile"] = ""
+        chosen = {"method": self.method.name, "options": options,
                   "schedule": asdict(self.schedule), "precision": self.precision,
                   "compensation": self.compensation and self.compensation.to_dict()}  # fmt: skip
         return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()
@@ -88,6 +100,18 @@ class Setting:
         guidance = getattr(owner, "guidance_scale", None)
         for calibration, same_steps in ({} if self.cache is None else self.cache.calibrations).items():
             calibration.check({}, steps, name, shift, guidance, self.attention, same_steps=same_steps)
+
+    def elsewhere(self, owner: Any, steps: int | None) -> str | None:
+        """A note for a run of other steps or guidance than the chosen point was measured with; None where none is due.
+
+        Args:
+            owner: the pipeline, or a bare transformer, of which the guidance is not known.
+        """
+        given = {"steps": steps, "guidance": getattr(owner, "guidance_scale", None)}
+        known = {name: (self.measured or {}).get(name) for name in given}
+        other = [f"{known[name]:g} {name}, not {value:g}" for name, value in given.items()
+                 if None not in (value, known[name]) and value != known[name]]  # fmt: skip
+        return f"these settings were measured with {' and '.join(other)}: tune for such runs" if other else None
 
     @property
     def computed(self) -> tuple[float, float] | None:

@@ -15,13 +15,12 @@ from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan, Density
 from vidaccel.site import Site
+from vidaccel.step_map import Course, Place
 
 DIGITS = 4
 """Of densities in records."""
 MOST_HEADS = 1024
 """Records have a density of each head where all layers together have no more of them."""
-Place = tuple[str, str, int, int]
-"""Expert, branch, layer, step."""
 Group = TypeVar("Group")
 
 
@@ -87,6 +86,10 @@ class Tally:
     """Calls of blocks that a cache passed by."""
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Layers and heads of each expert of those calls."""
+    whole_at: set[Place] = field(default_factory=set)
+    """Where the method planned dense."""
+    course: Course = field(default_factory=Course)
+    """Which blocks ran, of a session's runs."""
 
     def note(self, text: str) -> None:
         """Remember a remark once."""
@@ -115,10 +118,13 @@ class Tally:
         """Count a plan that a method gave for a call: new, or one that it had chosen in an earlier call."""
         self.made, self.reused = self.made + (not reused), self.reused + reused
 
-    def record(self, site: Site, lanes: Tensor, heads: int) -> None:
-        """Remember the video densities of a call's patterns: one, or `heads` for each batch row."""
-        self.lanes[site.expert, site.branch, site.layer, site.step] = lanes
+    def record(self, site: Site, lanes: Tensor, heads: int, whole: bool = False) -> None:
+        """Remember the video densities of a call's patterns: one, or `heads` for each batch row; `whole` is dense."""
+        place = (site.expert, site.branch, site.layer, site.step)
+        self.lanes[place] = lanes
         self.shapes[site.expert] = (site.layers, heads)
+        if whole:
+            self.whole_at.add(place)
 
     def achieved(self) -> Achieved | None:
         """What the calls that were left to the method kept, by step, layer and head; None without any."""
@@ -229,8 +235,14 @@ class Summary:
         """What the last run kept by step, layer and head, where the method chose; None where it chose nowhere."""
         return self.tally.achieved()
 
+    def step_map(self) -> dict[str, Any] | None:
+        """What each layer did in each step of the last run; see `vidaccel.step_map.Course.step_map`."""
+        tally = self.tally
+        means = {place: float(each.mean()) for place, each in _on_cpu(tally.lanes).items()}
+        return tally.course.step_map(means, tally.whole_at, self.log.decisions if self.log is not None else ())
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values; `density`, `densities` and `layout` are None before a run."""
+        """Everything but the map as JSON-ready values; `density`, `densities` and `layout` are None before a run."""
         tally = self.tally
         mean, achieved = tally.density, tally.achieved()
         density = dataclasses.asdict(mean) | {"all_calls": tally.all_calls} if mean else None

@@ -95,6 +95,8 @@ class Asked:
         if self.family and self.family not in families():
             raise ValueError(f"unknown family {self.family!r}; choose {', '.join(families())}, or none")
         profile = profile_of(self.method, None)
+        if profile is not None and profile.cache is not None:
+            raise ValueError("the profile reuses steps, which only a pipeline or a transformer has: it has a cache")
         family = families()[self.family].published if self.family else ""
         method = method_of(self.method, profile, family, dict(self.options))
         setting = setting_of(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import re
 import signal
@@ -11,12 +12,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from tests.tiny import tiny_wan
 from vidaccel.cli import app
+from vidaccel.cli.output import say_error, speaking, time_left
 from vidaccel.eval.clip import Clip
+from vidaccel.eval.store import Store
+from vidaccel.processes import Crew, Refused
 
 PROMPTS = ["a red circle moves left", "a blue square moves right", "a red square", "a blue circle", "a circle"]
 DEFAULTS: dict[str, Any] = {"num_frames": 33, "height": 64, "width": 96, "guidance_scale": 3.0, "fps": 8,
@@ -85,7 +91,8 @@ def test_a_miniature_with_its_defaults(miniature: Path, tmp_path: Path) -> None:
     shown = result.stderr.splitlines()
     # Fewer steps in equal time may be one, on a machine that is busy with other work.
     assert sum(": step 1 of " in line for line in shown) == 16, "one line for each cell"
-    assert "2/16 radial 0.8, seed 0, a red circle mo...: step 1 of 2" in shown
+    line = re.compile(r"2/16 radial 0\.8, seed 0, a red circle mo\.\.\.: step 1 of 2, about \d+ (s|min) left")
+    assert any(line.fullmatch(each) for each in shown)
     record = json.loads(next((tmp_path / "out").glob("cells/*radial-0.8*/record.json")).read_text())
     assert record["settings"]["num_frames"] == 33 and record["negative_prompt"] == "blurry"
     assert record["method"]["options"]["block"] == 16, "the miniature's own block"
@@ -198,6 +205,28 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, tmp_path: Path, monkeypatch: pyt
     assert run(*words).exit_code == 0
 
 
+@pytest.mark.parametrize(("seconds", "words"), [
+    (None, ""), (0.0, "about 1 s left"), (89.4, "about 89 s left"), (100.0, "about 2 min left"),
+    (3600.0, "about 60 min left"), (7230.0, "about 2 h 0 min left"), (30000.0, "about 8 h 20 min left"),
+])  # fmt: skip
+def test_time_left_in_words(seconds: float | None, words: str) -> None:
+    assert time_left(seconds) == words
+
+
+def test_only_the_main_process_speaks_for_all(capsys: pytest.CaptureFixture[str]) -> None:
+    main, other = Crew(), Crew()
+    other.rank = 3
+    say_error(main, ValueError("no such\ncolour"))
+    say_error(other, Refused("no such colour"))
+    assert capsys.readouterr().err == "error: no such colour\n"
+    say_error(other, ValueError("my own"))
+    assert re.fullmatch(r"process 3 on .+: error: my own\n", capsys.readouterr().err)
+    for crew, said in ((main, ""), (other, "process 3 on .+: KeyError: 'oops'\n")):
+        with pytest.raises(KeyError), speaking(crew):
+            raise KeyError("oops")
+        assert re.fullmatch(said, capsys.readouterr().err)
+
+
 # killed
 
 
@@ -258,3 +287,83 @@ def test_killed_five_times_it_ends_with_the_same_records(folder: Path, tmp_path:
     lines = [(out / "records.jsonl").read_text().splitlines() for out in (killed, tmp_path / "undisturbed")]
     assert [[json.loads(line)["cell"] for line in each] for each in lines] == [list(theirs)] * 2
     assert not [path for path in killed.rglob(".*") if path.name != ".lock"]
+
+
+# several processes
+
+SMALL = ["--density", "0.8", "--seed", "3", "--steps", "3"]
+"""Eight cells of two references."""
+
+
+def launched(settings: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    """Two processes under ``accelerate launch``, with as many threads each as this one."""
+    launcher = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vidaccel"]  # fmt: skip
+    words = [*launcher, "eval", str(settings), "--out", str(out), *SMALL, *more]
+    return subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *words], text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Settings of an eval, and what one process makes of them."""
+    path = tmp_path_factory.mktemp("alone")
+    settings = write_settings(path / "eval.yaml", folder, PROMPTS[:2])
+    assert run(settings, "--out", path / "out", *SMALL).exit_code == 0
+    return settings, records(path / "out")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_records_of_one(alone: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    settings, expected = alone
+    code, stdout, stderr = ended(launched(settings, tmp_path / "out", "--json"))
+    assert code == 0, stderr
+    values = json.loads(stdout)
+    assert values["cells"] == len(expected) == 8 and values["failed"] == {} and values["skipped"] == 0
+    assert records(tmp_path / "out") == expected
+    assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 8
+    assert stderr.count("2 processes share 8 cells") == 1 and re.search(r": step 1 of \d, about \d+ s left", stderr)
+    # Both had a share: the main one shows its own steps.
+    assert 0 < len({line.split()[0] for line in stderr.splitlines() if re.match(r"\d/8 ", line)}) < 8
+    assert not [path for path in (tmp_path / "out").rglob(".*") if path.name != ".lock"]
+
+
+@pytest.mark.slow
+def test_a_lost_process_is_made_up_for(alone: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    settings, expected = alone
+    out, process = tmp_path / "out", launched(settings, tmp_path / "out")
+    while not (done := list(out.glob("cells/[!.]*/record.json"))):
+        assert process.poll() is None
+        time.sleep(0.02)
+    (lost,) = (each for each in psutil.Process(process.pid).children() if each.environ().get("RANK") == "1")
+    lost.kill()
+    code, _, stderr = ended(process)
+    assert code == 1 and "rank" in stderr and len(done) < 8
+    before = {path: path.read_bytes() for path in out.glob("cells/[!.]*/*")}
+    again = run(settings, "--out", out, *SMALL, "--json")
+    assert again.exit_code == 0, again.output
+    values = json.loads(again.stdout)
+    assert values["skipped"] >= len(done) and values["failed"] == {}
+    assert {path: path.read_bytes() for path in before} == before and records(out) == expected
+
+
+@pytest.mark.slow
+def test_a_second_job_is_refused_once(folder: Path, tmp_path: Path) -> None:
+    settings = write_settings(tmp_path / "eval.yaml", folder, PROMPTS[:2])
+    with Store(tmp_path / "out"):
+        code, stdout, stderr = ended(launched(settings, tmp_path / "out"))
+    assert code == 1 and stdout == "" and stderr.count("error: another eval is at work") == 1
+
+
+@pytest.mark.slow
+def test_failed_cells_of_all_processes_are_listed(folder: Path, tmp_path: Path) -> None:
+    settings = write_settings(tmp_path / "eval.yaml", folder, PROMPTS[:2])
+    # A height that the model does not take is known to the pipeline alone, when it runs.
+    code, stdout, stderr = ended(launched(settings, tmp_path / "out", "--height", "65", "--no-baselines", "--json"))
+    assert code == 1 and len(json.loads(stdout)["failed"]) == 2 and stderr.count(" failed: ValueError: ") == 2

@@ -216,7 +216,7 @@ def test_an_interrupted_eval_goes_on(tmp_path: Path) -> None:
     pipe, done = tiny_wan(), []
     before = [block.attn1.processor for block in pipe.transformer.blocks]
 
-    def interrupt(label: str, step: int, steps: int) -> None:
+    def interrupt(label: str, step: int, steps: int, left: float | None) -> None:
         done.append(label)
         if label.startswith("2/4") and step == 3:
             raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from vidaccel.eval.video import PANEL, side_by_side, to_uint8, write_mp4
+from vidaccel.eval.video import PANEL, read_video, side_by_side, to_uint8, write_lossless, write_mp4, write_video
 
 
 def gradient(frames: int = 5, height: int = 48, width: int = 64) -> np.ndarray:
@@ -118,3 +118,39 @@ def test_side_by_side_keeps_large_clips_and_labels_both_halves() -> None:
 def test_side_by_side_needs_one_shape() -> None:
     with pytest.raises(ValueError, match="one shape"):
         side_by_side(gradient(frames=4), gradient(frames=5))
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".mp4"])
+@pytest.mark.parametrize(("shape", "fps"), [((33, 47, 63, 3), 23.976), ((1, 2, 2, 3), 0.5), ((5, 64, 96, 3), 120)])
+def test_lossless_clips_come_back_bit_by_bit(tmp_path: Path, ending: str, shape: tuple[int, ...], fps: float) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    path = write_lossless(frames, tmp_path / f"clip{ending}", fps)
+    assert np.array_equal(read_video(path), frames)
+    assert [item.name for item in tmp_path.iterdir()] == [f"clip{ending}"]
+
+
+def test_lossless_is_ffv1_in_rgb_and_floats_are_rounded_once(tmp_path: Path) -> None:
+    path = write_video(gradient(), tmp_path / "clip.mkv", fps=12)
+    told = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
+    assert re.search(r"Video: ffv1.*bgr0.*64x48.* 12 fps", told)
+    assert np.array_equal(read_video(path), to_uint8(gradient()))
+    assert not np.array_equal(read_video(write_video(gradient(), tmp_path / "clip.mp4", 12)), to_uint8(gradient()))
+
+
+def test_lossless_clips_appear_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write_lossless(gradient(), tmp_path / "clip.mkv", 8).read_bytes()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imageio.plugins.ffmpeg.FfmpegFormat.Writer.append_data", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_lossless(1 - gradient(), tmp_path / "clip.mkv", 8)
+    assert (tmp_path / "clip.mkv").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    for name, fps, said in (("clip.avi", 8, "end in .mkv or .mp4"), ("clip.mkv", 0, "fps 0")):
+        with pytest.raises(ValueError, match=said):
+            write_lossless(gradient(), tmp_path / name, fps)
+    with pytest.raises(ValueError, match=r"does not end in .mp4, or in .mkv"):
+        write_video(gradient(), tmp_path / "clip.gif", 8)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.report.browser import CHROMIUM, DRIVER, FLAGS
 from vidaccel.layout import TokenLayout
 from vidaccel.plan import BlockMask
 from vidaccel.report import mask_picture
@@ -106,3 +107,18 @@ def record(frame_window_mask: Callable[..., BlockMask]) -> dict[str, Any]:
         ],
         "files": {"dense": "dense.mp4", "fast": "fast.mp4", "side_by_side": "side_by_side.mp4"},
     }
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium, which keeps a log of all requests; for tests marked as `tests.report.browser.needs_browser` has it."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
+    driver.set_script_timeout(60)
+    yield driver
+    driver.quit()

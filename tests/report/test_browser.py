@@ -3,70 +3,27 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.report.browser import (
+    PICTURE,
+    PIXELS,
+    SAMPLE,
+    media,
+    needs_browser,
+    press,
+    requests,
+    resize,
+    wait,
+    wait_for_frame,
+)
 from vidaccel.report import write_report
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (pip install selenium)")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER),
-                       reason="chromium and chromedriver are not installed (apt-get install chromium chromium-driver)"),
-    pytest.mark.timeout(180),
-]
+pytestmark = needs_browser
 FRAME = 1 / 16
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage")
-SAMPLE = """
-const [seconds, done] = [arguments[0], arguments[1]], [dense, fast] = document.querySelectorAll('video');
-const samples = [], start = performance.now();
-(function sample() {
-  if (!dense.seeking && !fast.seeking) samples.push([dense.currentTime, fast.currentTime]);
-  if (performance.now() - start < seconds * 1000) requestAnimationFrame(sample); else done(samples);
-})();
-"""
-PIXELS = """
-const canvas = document.getElementById('canvas'), pen = canvas.getContext('2d');
-const data = pen.getImageData(0, 0, canvas.width, canvas.height).data;
-let sum = 0; for (let i = 0; i < data.length; i += 4) sum += data[i] + data[i + 1] + data[i + 2];
-return sum / canvas.width / canvas.height / 3;
-"""
-PICTURE = "return document.getElementById('canvas').toDataURL()"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=DRIVER))
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
-
-
-def wait(browser: Any, condition: str, seconds: float = 20) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, seconds, 0.05).until(lambda driver: driver.execute_script(f"return {condition}"), condition)
-
-
-def resize(browser: Any, width: int, height: int = 900) -> None:
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
-                            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500})
-
-
-def media(browser: Any, **features: str) -> None:
-    listed = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": listed})
 
 
 @pytest.fixture
@@ -79,25 +36,6 @@ def opened(browser: Any, record: dict[str, Any], run_folder: Path) -> Any:
     browser.get(write_report(record, run_folder).as_uri())
     wait(browser, "[...document.querySelectorAll('video')].every((video) => video.readyState >= 2)")
     return browser
-
-
-def requests(browser: Any) -> list[str]:
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [message["params"]["request"]["url"] for message in messages
-            if message["method"] == "Network.requestWillBeSent"]
-
-
-def press(browser: Any, *keys: str) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    ActionChains(browser).send_keys(*keys).perform()
-
-
-def wait_for_frame(browser: Any, frame: int | None = None) -> None:
-    """Until both videos rest on one frame: the given one, or any that they share."""
-    wait(browser, "[...document.querySelectorAll('video')].every((video, _, all) => video.paused && !video.seeking && "
-                  f"Math.floor(video.currentTime * 16 + 0.01) === ({json.dumps(frame)} ?? "
-                  "Math.floor(all[0].currentTime * 16 + 0.01)))")
 
 
 def test_videos_play_in_step_and_loop(opened: Any) -> None:

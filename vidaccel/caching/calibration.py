@@ -95,7 +95,15 @@ class CacheCalibration:
         Raises:
             ValueError: not JSON, or not a calibration of step caching.
         """
-        values = strict.parse(text, origin)
+        return cls.of_values(strict.parse(text, origin), origin)
+
+    @classmethod
+    def of_values(cls, values: Any, origin: str) -> CacheCalibration:
+        """One from what `to_dict` gives, or from a stranger's JSON; `origin` names it in errors.
+
+        Raises:
+            ValueError: not a calibration of step caching.
+        """
         if not isinstance(values, dict) or isinstance(values.get("format"), bool) or values.get("format") != FORMAT:
             raise ValueError(f'{origin} is no cache calibration: it needs "format": {FORMAT}')
         strict.names(origin, values, ("format", *FIELDS), FIELDS)

@@ -11,11 +11,13 @@ import typer
 
 from vidaccel.cli import options
 from vidaccel.cli.loading import Model, dtype_and_device, identify, miniature_options
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, speaker, speaking
 from vidaccel.cli.plan import Json
+from vidaccel.processes import Crew, join, take_device
 
 if TYPE_CHECKING:
     from vidaccel.eval.bench import Result
+    from vidaccel.eval.settings import Settings
     from vidaccel.eval.sources import Source
     from vidaccel.eval.table import Row
 
@@ -40,11 +42,16 @@ def eval_(
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    image: Annotated[str | None, typer.Option(help="First frame, for image-to-video pipelines.")] = None,
     schedule: Annotated[
         Strings, typer.Option(metavar="NAME=VALUE", help="A field of the schedule; repeatable.")
     ] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed runs of each cell; 1 by default.")] = None,
     quick: Annotated[bool | None, typer.Option(help="Only latents, and only four prompts.")] = None,
+    breakdown: Annotated[
+        bool | None, typer.Option(help="Also where the time goes, in two more runs for each row.")
+    ] = None,
+    lossless: Annotated[bool | None, typer.Option(help="Also keep each clip as a video without loss.")] = None,
     baselines: Annotated[
         bool | None, typer.Option(help="Dense again, dense with fewer steps, random blocks; on by default.")
     ] = None,
@@ -62,21 +69,38 @@ def eval_(
     flags = {"model": model, "method": method, "density": density, "cache": cache, "prompt": prompt,
              "prompts_file": prompts_file and str(prompts_file), "seed": seed, "negative_prompt": negative_prompt,
              "steps": steps, "height": height, "width": width, "frames": frames, "guidance": guidance,
-             "schedule": _schedule(schedule), "repeats": repeats, "quick": quick, "baselines": baselines,
+             "image": image, "schedule": _schedule(schedule), "repeats": repeats, "quick": quick,
+             "breakdown": breakdown, "lossless": lossless, "baselines": baselines,
              "backend": backend, "precision": precision, "compensation": compensation, "dtype": dtype,
              "device": device, "out": out and str(out)}  # fmt: skip
-    with reserved_stdout():
-        result = _eval(settings, {name: item for name, item in flags.items() if item not in (None, [])})
-    print_json(result.to_dict()) if json else _show(result)
+    crew = join()
+    with reserved_stdout(), speaking(crew):
+        result = _eval(crew, settings, {name: item for name, item in flags.items() if item not in (None, [])})
+    if crew.main:
+        print_json(result.to_dict()) if json else _show(result)
+    crew.follow()
     if result.failed:
         raise typer.Exit(1)
 
 
-def _eval(file: Path | None, flags: dict[str, Any]) -> Result:
+def _eval(crew: Crew, file: Path | None, flags: dict[str, Any]) -> Result:
     """Check everything, then run."""
+    from vidaccel.eval import bench
+
+    with crew.together():
+        sources, out, settings = _read(crew, file, flags)
+
+    def say(text: str) -> None:
+        typer.echo(speaker(crew) + text, err=True)
+
+    with progress_bar("loading") as advance, resumable(out):
+        return bench.run(sources, out, settings, progress=advance, say=say, crew=crew)
+
+
+def _read(crew: Crew, file: Path | None, flags: dict[str, Any]) -> tuple[list[Source], str, Settings]:
+    """The models, the folder and the settings of an eval."""
     import dataclasses
 
-    from vidaccel.eval import bench
     from vidaccel.eval.checks import check_names, check_type
     from vidaccel.eval.settings import Settings
     from vidaccel.eval.settings_file import read_settings
@@ -92,15 +116,9 @@ def _eval(file: Path | None, flags: dict[str, Any]) -> Result:
     if own["out"] is None:
         raise ValueError("an eval needs a folder: --out DIR")
     models = [identify(name) for name in _models(own["model"])]
-    precision, place = dtype_and_device(own["dtype"], own["device"])
+    precision, place = dtype_and_device(own["dtype"], take_device(crew, own["device"]))
     settings = Settings.of({**values, "prompt": _prompts(values, own["prompts_file"], models)})
-    sources = [_source(each, precision, place) for each in models]
-    with progress_bar("loading") as advance, resumable(own["out"]):
-        return bench.run(sources, own["out"], settings, progress=advance, say=_say)
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    return [source_of(each, precision, place) for each in models], own["out"], settings
 
 
 def _models(given: Any) -> list[str]:
@@ -127,7 +145,7 @@ def _prompts(values: Mapping[str, Any], file: str | None, models: list[Model]) -
     raise ValueError("an eval of a model that is no miniature needs prompts: --prompt TEXT or --prompts-file FILE")
 
 
-def _source(model: Model, dtype: str, device: str) -> Source:
+def source_of(model: Model, dtype: str, device: str) -> Source:
     from vidaccel.eval.sources import source_at
 
     own = functools.partial(miniature_options, model) if model.is_miniature else lambda method, given: given

@@ -25,7 +25,7 @@ DENSE = "dense"
 def generate(
     model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
     prompt: Annotated[str, typer.Option(help="What to show.")],
-    out: Annotated[Path, typer.Option(help="The video to write, ending in .mp4.")],
+    out: Annotated[Path, typer.Option(help="The video to write: .mp4, or .mkv without loss.")],
     method: Annotated[
         str | None, typer.Option(help="A method, a profile ending in .json, or dense; the model's own by default.")
     ] = None,
@@ -174,13 +174,12 @@ def _generate(
     import torch
 
     import vidaccel
-    from vidaccel.eval.video import write_mp4
+    from vidaccel.eval.video import check_video_path, write_video
 
-    if out.suffix.lower() != ".mp4":
-        raise ValueError(f"--out {str(out)!r} does not end in .mp4")
+    check_video_path(out)
     if fps is not None and not 0 < fps < 1000:
         raise ValueError(f"--fps {fps} is not a number of frames per second between 0 and 1000")
-    images = {name: _image(path) for name, path in call.items() if isinstance(path, Path)}
+    images = {name: read_image(path) for name, path in call.items() if isinstance(path, Path)}
     with staged_file(out) as part:
         precision, place = dtype_and_device(dtype, device)
         known = identify(model)
@@ -189,13 +188,13 @@ def _generate(
         if enable_kwargs is not None:
             vidaccel.enable(pipe, **enable_kwargs)
         defaults = known.defaults()
-        kwargs = _call_kwargs(pipe, {**defaults, **{k: v for k, v in call.items() if v is not None}, **images})
+        kwargs = call_kwargs(pipe, {**defaults, **{k: v for k, v in call.items() if v is not None}, **images})
         rate = float(fps if fps is not None else defaults.get("fps", FPS))
         noise = torch.Generator("cpu").manual_seed(seed)
         start = time.perf_counter()
         result = _run(pipe, prompt=prompt, output_type="np", generator=noise, **kwargs)
         seconds = time.perf_counter() - start
-        write_mp4(result.frames[0], part, rate)
+        write_video(result.frames[0], part, rate)
     summary = vidaccel.summary(pipe) if enable_kwargs is not None else None
     plain = {name: item for name, item in kwargs.items() if name not in images}
     values = {
@@ -206,7 +205,7 @@ def _generate(
     return values, str(summary or "")
 
 
-def _call_kwargs(pipe: Any, values: dict[str, Any]) -> dict[str, Any]:
+def call_kwargs(pipe: Any, values: dict[str, Any]) -> dict[str, Any]:
     """The values that go to the pipeline's call.
 
     Raises:
@@ -239,7 +238,12 @@ def _run(pipe: Any, **kwargs: Any) -> Any:
         return pipe(**kwargs, callback_on_step_end=on_step_end)
 
 
-def _image(path: Path) -> Any:
+def read_image(path: Path) -> Any:
+    """An image of the user's, in RGB.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     from PIL import Image
 
     try:

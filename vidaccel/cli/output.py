@@ -7,12 +7,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import typer
 from typer.core import TyperGroup
+
+from vidaccel.processes import Crew, Refused, joined
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -30,8 +32,31 @@ class Commands(TyperGroup):
         except ValueError as error:
             if not _is_about_input(error):
                 raise
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            say_error(joined(), error)
             raise SystemExit(USER_ERROR) from error
+
+
+def say_error(crew: Crew, error: ValueError) -> None:
+    """Print what was wrong with the input: what all processes of a job agree on, in the main one alone."""
+    if crew.main or not isinstance(error, Refused):
+        typer.echo(f"{speaker(crew)}error: {' '.join(str(error).split())}", err=True)
+    crew.follow()
+
+
+def speaker(crew: Crew) -> str:
+    """What lines of a process begin with, where they are not the main one's."""
+    return "" if crew.main else f"{crew.name}: "
+
+
+@contextlib.contextmanager
+def speaking(crew: Crew) -> Iterator[None]:
+    """A block whose bugs and breakdowns are told with the process in which they happened."""
+    try:
+        yield
+    except Exception as error:
+        if not crew.main and not isinstance(error, Refused):
+            typer.echo(f"{speaker(crew)}{type(error).__name__}: {error}", err=True)
+        raise
 
 
 def _is_about_input(error: ValueError) -> bool:
@@ -57,28 +82,46 @@ def print_json(values: dict[str, Any]) -> None:
     typer.echo(to_json(values))
 
 
+class Advance(Protocol):
+    """Moves a bar on: what runs, steps done, all steps and, where that is known, the seconds left of everything."""
+
+    def __call__(self, label: str, done: int, total: int, left: float | None = None, /) -> None: ...
+
+
 @contextlib.contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error; call it with what runs, steps done and all steps.
+def progress_bar(what: str) -> Iterator[Advance]:
+    """A bar on standard error, of the main process alone.
 
     Where standard error is no terminal, a line for each change of what runs.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<14}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[left]}"))  # fmt: skip
+    console = Console(stderr=True, quiet=not joined().main)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, last = bar.add_task(what, total=None), None
+        task, last = bar.add_task(what, total=None, left=""), None
 
-        def advance(label: str, done: int, total: int) -> None:
+        def advance(label: str, done: int, total: int, left: float | None = None, /) -> None:
             nonlocal last
             if not console.is_terminal and label != last:
-                console.print(f"{label}: step {done} of {total}", markup=False, highlight=False)
+                line = f"{label}: step {done} of {total}" + (f", {time_left(left)}" if left is not None else "")
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
             last = label
-            bar.update(task, description=label, completed=done, total=total)
+            bar.update(task, description=label, completed=done, total=total, left=time_left(left))
 
         yield advance
+
+
+def time_left(seconds: float | None) -> str:
+    """Seconds for people: "about 12 min left"; nothing where they are not known."""
+    if seconds is None:
+        return ""
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    minutes = round(seconds / 60)
+    return f"about {minutes} min left" if minutes < 120 else f"about {minutes // 60} h {minutes % 60} min left"
 
 
 @contextlib.contextmanager
@@ -123,5 +166,6 @@ def resumable(folder: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
+        if joined().main:
+            typer.echo(f"stopped; what is done lies in {folder}, and the same command goes on from there", err=True)
         raise SystemExit(INTERRUPTED) from error

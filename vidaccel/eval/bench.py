@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -11,17 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vidaccel.eval.cells import Cell, plan_cells
+from vidaccel.eval.identity import key_of
+from vidaccel.eval.reporter import Progress, Reporter
 from vidaccel.eval.settings import Settings
 from vidaccel.eval.sources import Source
-from vidaccel.eval.stage import Stage
-from vidaccel.eval.store import Store
+from vidaccel.eval.store import RECORD, Store
 from vidaccel.eval.table import Row, rows_of, write_tables
+from vidaccel.eval.work import tasks_of
+from vidaccel.eval.worker import Worker, described
+from vidaccel.processes import Crew, Refused, appears
 
-Progress = Callable[[str, int, int], None]
-"""Called after each denoising step with the cell at work, and the steps done and all steps of its generation."""
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +32,7 @@ class Result:
         cells: how many it was asked for.
         skipped: how many of them were done before.
         failed: the folders of those that failed, and why.
-        rows: of the table over all finished cells in the folder.
+        rows: of the table over all finished cells in the folder; only in the main process.
     """
 
     out: Path
@@ -56,6 +54,7 @@ def run(
     *,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
+    crew: Crew | None = None,
     **values: Any,
 ) -> Result:
     """Measure methods against dense generation, cell by cell, and write a table.
@@ -71,12 +70,16 @@ def run(
         settings: the axes, or their `values` as of `Settings`: ``method="radial", density=[0.2, 0.3], prompt=[...]``.
         progress: hears of every step.
         say: hears what else happens; the log by default.
+        crew: the processes that share the cells, each of which calls this with the same arguments; see
+            `vidaccel.processes.join`. This one alone by default.
 
     Returns:
         Counts, errors and the table, which also lie in ``out`` as records.jsonl, table.md and table.csv.
 
     Raises:
-        ValueError: bad settings, before anything is loaded or run, or a folder that is in use or cannot be written.
+        ValueError: bad settings, before anything is loaded or run, or a folder that is in use, cannot be written or is
+            not the same for all processes.
+        RuntimeError: another process has gone.
     """
     if settings is None:
         settings = Settings.of(values)
@@ -84,72 +87,91 @@ def run(
         raise ValueError(f"give settings or {', '.join(values)}, not both")
     given = models if isinstance(models, (list, tuple)) else [models]
     sources = [each if isinstance(each, Source) else Source.of(each) for each in given]
-    cells = plan_cells(sources, settings)
-    with Store(out) as store:
-        bench = _Bench(store, cells, progress or (lambda *_: None), say or logger.warning)
+    crew = crew or Crew()
+    with crew.together():
+        cells = list({cell.key: cell for cell in plan_cells(sources, settings)}.values())
+    _check_agreed(crew, cells)
+    with Store(out, crew) as store:
+        bench = _Bench(store, cells, crew, progress or (lambda *_: None), say or logger.warning)
         try:
             bench.run()
         finally:
-            bench.result.rows = rows_of(store.records())
-            write_tables(store.out, store.records(), bench.result.rows)
+            if crew.main:
+                bench.result.rows = rows_of(store.records())
+                write_tables(store.out, store.records(), bench.result.rows)
     return bench.result
 
 
-class _Bench:
-    """Works through cells; keeps one model loaded at a time."""
+def _check_agreed(crew: Crew, cells: Sequence[Cell]) -> None:
+    """All processes must want the very same cells, whose references depend on the machine, too.
 
-    def __init__(self, store: Store, cells: Sequence[Cell], progress: Progress, say: Callable[[str], None]) -> None:
-        self.store, self.cells, self.progress, self.say = store, cells, progress, say
-        self.result = Result(store.out, len(cells))
-        self._current = ""
+    Raises:
+        ValueError: they differ, with all that they differ in.
+    """
+    about = {name: item for name, item in cells[0].reference.items() if name not in ("prompt", "seed")}
+    everyone = crew.gather({**about, "settings": key_of({"cells": [cell.key for cell in cells]})})
+    for rank, each in enumerate(everyone):
+        differ = [f"{name} ({each[name]!r}, not {item!r})" for name, item in everyone[0].items() if each[name] != item]
+        if differ:
+            raise Refused(f"process {rank} would run another eval than the main one: of other {', '.join(differ)}")
+
+
+class _Bench:
+    """Shares the cells among processes, and puts together what came of them."""
+
+    def __init__(self, store: Store, cells: Sequence[Cell], crew: Crew, progress: Progress,
+                 say: Callable[[str], None]) -> None:  # fmt: skip
+        self.store, self.cells, self.crew, self.say = store, cells, crew, say
+        # The main process looks what there is, so that all of them share the same work.
+        with crew.together():
+            lacking = self._lacking() if crew.main else []
+        self.pending = [cells[index] for index in crew.gather(lacking)[0]]
+        self.result = Result(store.out, len(cells), len(cells) - len(self.pending))
+        self.reporter = Reporter(tasks_of(self.pending, store), crew, progress)
+        titles = {cell.key: f"{turn}/{len(cells)} {cell.title}" for turn, cell in enumerate(cells, 1)}
+        self.worker = Worker(store, self.pending, titles, crew, self.reporter, say)
+
+    def _lacking(self) -> list[int]:
+        """The cells that something is still to be run of; what is lacking otherwise is added."""
+        for cell in self.cells:
+            self.store.add_video(cell)
+        return [index for index, cell in enumerate(self.cells)
+                if self.store.record(cell) is None or self.store.lacks_split(cell)]  # fmt: skip
 
     def run(self) -> None:
-        pending = [cell for cell in self.cells if self.store.record(cell) is None]
-        self.result.skipped = len(self.cells) - len(pending)
+        if self.crew.main:
+            self._announce()
+        try:
+            self.worker.run()
+        finally:
+            self.result.failed = self.worker.failed
+        self._merge()
+
+    def _announce(self) -> None:
         if self.result.skipped:
             self.say(f"{self.result.skipped} of {len(self.cells)} cells are done already")
-        for turn, model in enumerate(dict.fromkeys(cell.source.name for cell in pending)):
-            if turn:
-                gc.collect()  # the model before may be in cycles, and there may be no room for two
-            self._model([cell for cell in pending if cell.source.name == model])
+        if self.crew.size > 1:
+            self.say(f"{self.crew.size} processes share {len(self.pending)} cells")
 
-    def _model(self, cells: Sequence[Cell]) -> None:
-        """Run the cells of one model, which is not referred to any more afterwards."""
-        try:
-            stage = Stage(cells[0], self.store, self.say, self._on_step)
-        except Exception as error:
-            for cell in cells:
-                self._fail(cell, error)
-            return
-        with stage:
-            for cell in cells:
-                self._one(stage, cell)
+    def _merge(self) -> None:
+        """Wait for the other processes, and add what failed in them."""
+        broken = {model: described(error) for model, error in self.worker.broken.items()}
+        mine = {"done": self.reporter.done(), "failed": self.worker.failed, "broken": broken}
+        everyone = self.crew.gather(mine, self.reporter.waiting)
+        done = {index for each in everyone for index in each["done"]}
+        for each in everyone:
+            self.worker.failed |= each["failed"]
+            broken |= each["broken"]
+        if self.crew.main:
+            self._check_done(done, broken)
+        failed = self.crew.gather(self.worker.failed)[0]
+        self.result.failed = {cell.name: failed[cell.name] for cell in self.pending if cell.name in failed}
 
-    def _one(self, stage: Stage, cell: Cell) -> None:
-        """Run one cell and write its folder, whatever comes of it."""
-        at = next(index for index, each in enumerate(self.cells, 1) if each is cell)
-        self._current = f"{at}/{len(self.cells)} {cell.title}"
-        try:
-            parent = None if cell.parent is None else self._parent(cell.parent)
-            record, clip = stage.measure(cell, parent)
-            self.store.keep_cell(cell, record, clip)
-        except Exception as error:
-            self._fail(cell, error)
-
-    def _fail(self, cell: Cell, error: Exception) -> None:
-        self.result.failed[cell.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        self.say(f"{cell.name} failed: {self.result.failed[cell.name]}")
-        with contextlib.suppress(OSError):
-            self.store.keep_error(cell, error)
-        if torch.cuda.is_available():
-            gc.collect()
-            torch.cuda.empty_cache()
-
-    def _parent(self, parent: Cell) -> dict[str, Any]:
-        record = self.store.record(parent)
-        if record is None:
-            raise RuntimeError(f"it is a baseline of {parent.name}, which failed")
-        return record
-
-    def _on_step(self, done: int, steps: int) -> None:
-        self.progress(self._current, done, steps)
+    def _check_done(self, done: set[int], broken: dict[str, str]) -> None:
+        """Fail the cells that no process could run, or whose folders are not seen here."""
+        for index, cell in enumerate(self.pending):
+            if index not in done:
+                reason = RuntimeError(f"its model cannot be loaded: {broken[cell.source.name]}")
+                self.worker.fail(cell, self.worker.broken.get(cell.source.name, reason))
+            elif cell.name not in self.worker.failed and not appears(self.store.cells / cell.name / RECORD):
+                self.worker.failed[cell.name] = "another process ran it, and its folder is not to be seen"

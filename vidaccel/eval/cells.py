@@ -13,6 +13,7 @@ import vidaccel
 from vidaccel.compensation import COMPENSATIONS
 from vidaccel.eval import env
 from vidaccel.eval.caches import NONE, CacheValues, text_of
+from vidaccel.eval.first_frame import IMAGE, identify_image
 from vidaccel.eval.identity import key_of
 from vidaccel.eval.runner import LATENT
 from vidaccel.eval.settings import DENSE, FEWER_STEPS, QUICK_PROMPTS, RANDOM, STEPS_ALONE, Choice, Settings
@@ -46,6 +47,9 @@ class Cell:
         repeats: timed runs.
         parent: the cell that a baseline is compared with.
         compensation: of what is skipped, its name and all its options; None for none.
+        image: where the first frame lies, whose digest is in `call`; None without one.
+        breakdown: whether its record is to tell where the time goes.
+        lossless: whether its video is to be kept without loss, too.
     """
 
     source: Source = field(repr=False)
@@ -62,6 +66,10 @@ class Cell:
     repeats: int
     parent: Cell | None = None
     compensation: dict[str, Any] | None = None
+    # No result depends on the last three.
+    image: str | None = None
+    breakdown: bool = False
+    lossless: bool = False
 
     @property
     def prompt(self) -> str:
@@ -154,7 +162,8 @@ def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
         raise ValueError(f"models of an eval have names of their own, not {', '.join(names)}")
     # Refused before any digest, which reads whole files.
     columns = [list(_columns(source, settings)) for source in sources]
-    calls = [source.call(settings.call()) for source in sources]
+    given = settings.call() | ({} if settings.image is None else {IMAGE: identify_image(settings.image)})
+    calls = [source.call(given) for source in sources]
     prompts = settings.prompt[:QUICK_PROMPTS] if settings.quick else settings.prompt
     cells = []
     for source, call, choices in zip(sources, calls, columns, strict=True):
@@ -162,9 +171,12 @@ def plan_cells(sources: Sequence[Source], settings: Settings) -> list[Cell]:
         for prompt in prompts:
             for seed in settings.seed:
                 reference = {**shared, "prompt": prompt, "seed": seed}
+                first = prompt == prompts[0] and seed == settings.seed[0]
                 for choice in choices:
+                    split = settings.breakdown and first and (choice["method"] != DENSE or choice["cache"] != NONE)
                     cell = Cell(source, reference, call, backend=settings.backend, precision=settings.precision,
-                                repeats=settings.repeats, **choice)  # fmt: skip
+                                repeats=settings.repeats, image=settings.image, breakdown=split,
+                                lossless=settings.lossless, **choice)  # fmt: skip
                     cells += [cell, *_baselines(cell, settings)]
     return cells
 
@@ -205,7 +217,7 @@ def _baselines(cell: Cell, settings: Settings) -> Iterator[Cell]:
             kept = {"schedule": cell.schedule, "cache": cell.cache} if kind == RANDOM else {"schedule": None,
                                                                                          "cache": NONE}  # fmt: skip
             yield dataclasses.replace(cell, method=kind, options={}, given={}, density=None, parent=cell,
-                                      compensation=None, **kept)  # fmt: skip
+                                      compensation=None, breakdown=False, **kept)  # fmt: skip
 
 
 def _shared(source: Source, call: dict[str, Any], settings: Settings) -> dict[str, Any]:

@@ -113,6 +113,9 @@ class CellRecord(Captured):
         compensation: of what was skipped, its name and options; None for none.
         cached: setting of the cache and what it did, see `vidaccel.eval.caches.cached_run`; None without one, and
             absent from records that were made before there were any.
+        map: what each layer did in each step, see `vidaccel.step_map.Course.step_map`; None without a session.
+        split: where the time goes, see `vidaccel.eval.breakdown.split`; None where nobody asked.
+        scores: of outside judges, whose values are among the metrics: which are better, and the judge's version.
     """
 
     cell: str
@@ -125,6 +128,9 @@ class CellRecord(Captured):
     follow_up: dict[str, Any] | None
     compensation: dict[str, Any] | None
     cached: dict[str, Any] | None = None
+    map: dict[str, Any] | None = None
+    split: dict[str, Any] | None = None
+    scores: dict[str, dict[str, str]] | None = None
 
 
 def append_line(path: Path, values: dict[str, Any]) -> None:

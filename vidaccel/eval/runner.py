@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vidaccel.eval.first_frame import IMAGE, first_of, prepared
 from vidaccel.eval.own_steps import at_steps
 from vidaccel.schedule import Schedule
 from vidaccel.session import Session
@@ -32,13 +33,15 @@ class Run:
     `frames` are ``[frames, height, width, 3]`` in [0, 1], None where nothing was decoded. `latents` are those after
     the last step, as the pipeline holds them, None where it does not hand them out. `denoising` is the part of
     `seconds` up to the end of the last step, prompt encoding included; None where the pipeline reports no steps. The
-    rest is decoding.
+    rest is decoding. `image` is the first frame that the run was given, as the pipeline prepared it, ``[height, width,
+    3]`` in [0, 1]; None without one, where nothing was decoded, or where that was not seen.
     """
 
     frames: NDArray[Any] | None
     seconds: float
     denoising: float | None
     latents: NDArray[np.float32] | None = None
+    image: NDArray[np.float32] | None = None
 
     @property
     def clip(self) -> NDArray[Any]:
@@ -89,7 +92,7 @@ class Runner:
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if step == steps - 1:
-                _synchronize()
+                synchronize()
                 ends.append(time.perf_counter())
                 kept.append(tensors.get("latents"))
             self._tell(label, 1)
@@ -97,18 +100,22 @@ class Runner:
 
         if self.reports_steps:
             kwargs["callback_on_step_end"] = on_step_end
-        _synchronize()
+        synchronize()
         start = time.perf_counter()
-        with contextlib.nullcontext() if only is None else at_steps(self.pipe, only):
+        with contextlib.ExitStack() as stack:
+            seen = stack.enter_context(prepared(self.pipe)) if IMAGE in kwargs else []
+            if only is not None:
+                stack.enter_context(at_steps(self.pipe, only))
             result = self.pipe(prompt=prompt, generator=torch.Generator("cpu").manual_seed(seed), **kwargs)
-        _synchronize()
+        synchronize()
         seconds = time.perf_counter() - start
         if not self.reports_steps:
             self._tell(label, steps)
         undecoded = kwargs["output_type"] == LATENT
         latents = result.frames if undecoded else kept[-1] if kept else None
-        return Run(None if undecoded else np.asarray(result.frames[0]), seconds, ends[-1] - start if ends else None,
-                   _array(latents))  # fmt: skip
+        frames = None if undecoded else np.asarray(result.frames[0])
+        return Run(frames, seconds, ends[-1] - start if ends else None, _array(latents),
+                   None if frames is None else first_of(seen, frames))  # fmt: skip
 
     def _tell(self, label: str, steps: int) -> None:
         if self.on_steps is not None:
@@ -132,6 +139,7 @@ def _array(latents: Any) -> NDArray[np.float32] | None:
     return np.asarray(latents.detach().to("cpu", torch.float32).numpy())
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for a GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -92,6 +92,9 @@ class Settings:
         schedule: fields of a `Schedule` for methods that have none of their own.
         repeats: timed runs of each cell.
         quick: only latents, nothing is decoded, and only four prompts.
+        image: path of the first frame, for image-to-video pipelines; of all runs.
+        breakdown: also where the time goes, in runs of their own: one dense and one for each row.
+        lossless: also a video file of each clip without loss.
         baselines: of `BASELINES`, those that run beside the methods; True for all, False for none.
         backend: of the sparse attention.
         precision: of the sparse attention, "int8" or "fp8"; None for the model's own type.
@@ -112,6 +115,9 @@ class Settings:
     schedule: dict[str, Any] | None = None
     repeats: int = 1
     quick: bool = False
+    image: str | None = None
+    breakdown: bool = False
+    lossless: bool = False
     baselines: tuple[str, ...] = BASELINES
     backend: str = "auto"
     precision: str | None = None
@@ -154,6 +160,8 @@ class Settings:
         if self.backend != "auto":
             kernels.backend(self.backend)
         kernels.check_precision(self.precision)
+        if self.lossless and self.quick:
+            raise ValueError("quick decodes nothing, so that there is no lossless video to keep: leave out one of them")
         if self.density and not any(choice.crosses() for choice in self.method):
             raise ValueError(f"none of the methods {', '.join(choice.name for choice in self.method)} takes a density "
                              "from the density axis")  # fmt: skip

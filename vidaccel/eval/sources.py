@@ -73,8 +73,8 @@ class Source:
             if name not in parameters:
                 raise ValueError(f"{self.pipeline.__name__} takes no {name}")
         image = parameters.get("image")
-        if image is not None and image.default is inspect.Parameter.empty:
-            raise ValueError(f"{self.pipeline.__name__} needs a first frame: an eval runs text-to-video pipelines")
+        if image is not None and image.default is inspect.Parameter.empty and "image" not in values:
+            raise ValueError(f"{self.pipeline.__name__} needs a first frame: image, the path of one")
         return values
 
     def check_family(self) -> str:

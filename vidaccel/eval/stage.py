@@ -10,21 +10,23 @@ from typing import Any
 import vidaccel
 from vidaccel.api import set_aside
 from vidaccel.compensation import COMPENSATIONS, Compensation
-from vidaccel.eval import env
+from vidaccel.eval import breakdown, env
 from vidaccel.eval.caches import NONE, CacheValues, cache_of, cached_run, text_of
 from vidaccel.eval.cells import Cell, random_options
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.evidence import describe
-from vidaccel.eval.metrics import compare_videos
+from vidaccel.eval.first_frame import IMAGE, load_image
+from vidaccel.eval.metrics import NO_IMAGE, NOT_DECODED, compare_videos
 from vidaccel.eval.record import CellRecord
 from vidaccel.eval.runner import LATENT, Run, Runner, attached
 from vidaccel.eval.settings import DENSE, FEWER_STEPS, OWN_TIMESTEPS, RANDOM, SAME_COMPUTE
 from vidaccel.eval.sources import SHOWN
-from vidaccel.eval.store import CLIP, PREVIEW, Store, reference_name
+from vidaccel.eval.store import CLIP, LOSSLESS, PREVIEW, Store, reference_name
 from vidaccel.eval.timing import equal_time_steps, equal_work_steps, realised_density, times_of, timing
 from vidaccel.methods import METHODS, Method
 from vidaccel.session import Session
 
+UNSEEN = "prepares its image where it cannot be seen, or in another size than its clip's"
 OnStep = Callable[[int, int], None]
 """Called after each denoising step with the steps done and all steps of the generation at work."""
 
@@ -43,9 +45,11 @@ class Stage:
         self.source, self.store, self.say, self.on_step = cell.source, store, say, on_step
         self.pipe = cell.source.load()
         self.output = str(cell.reference["output"])
-        self.runner = Runner(self.pipe, {**cell.call, "output_type": self.output}, self._advance)
+        given = {IMAGE: load_image(cell.image)} if cell.image is not None else {}
+        self.runner = Runner(self.pipe, {**cell.call, **given, "output_type": self.output}, self._advance)
         self._context = contextlib.ExitStack()
         self._dense: list[Run] = []
+        self._dense_parts: dict[str, float] | None = None
         self._warm: set[str] = set()
         self._broken: dict[str, str] = {}
         self._kept: tuple[str, Clip] | None = None
@@ -58,6 +62,14 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
         self._context.close()
+
+    def prepare(self, cell: Cell) -> None:
+        """Make the dense reference of a cell, where the folder has none.
+
+        Raises:
+            Exception: whatever the pipeline raises.
+        """
+        self._reference(cell)
 
     def measure(self, cell: Cell, parent: dict[str, Any] | None) -> tuple[CellRecord, Clip]:
         """Run a cell; `parent` is the record of the one that a baseline follows.
@@ -73,10 +85,30 @@ class Stage:
             vidaccel.disable(self.pipe)
         clip = Clip.of(fast[-1])
         dense = self._dense[-cell.repeats :]
-        metrics = self._metrics(reference, clip)
+        metrics = self._metrics(reference, clip, fast[-1])
         times = timing(fast, dense, self.output != LATENT)
         follow_up = None if session is None else self._follow_up(session, fast, dense)
         return self._record(cell, session, metrics, times, baseline, follow_up), clip
+
+    def split(self, cell: Cell) -> dict[str, Any]:
+        """Where the time of a cell without a parent goes, and that of a dense run, made once for all cells.
+
+        Raises:
+            Exception: whatever the pipeline or the method raises; ValueError where the transformer is compiled.
+        """
+        breakdown.check(self.pipe)
+        if self._dense_parts is None:
+            self._warm_up(cell, None)
+            self._dense_parts = breakdown.parts_of(self.pipe, None, lambda: self._run(cell))
+        session = self._session(cell, _method(cell), cell.cache)
+        assert session is not None
+        try:
+            self._warm_up(cell, session)
+            with attached(session):
+                fast = breakdown.parts_of(self.pipe, session, lambda: self._run(cell))
+        finally:
+            vidaccel.disable(self.pipe)
+        return {"dense": self._dense_parts, "fast": fast, "note": breakdown.note(session.summary().tally.backend)}
 
     def _follow_up(self, session: Session, fast: list[Run], dense: list[Run]) -> dict[str, Any]:
         """What the baselines of a cell take from it."""
@@ -187,15 +219,18 @@ class Stage:
         self._done = min(self._done + steps, self._steps)
         self.on_step(self._done, self._steps)
 
-    def _metrics(self, reference: Clip, clip: Clip) -> dict[str, Any]:
+    def _metrics(self, reference: Clip, clip: Clip, run: Run) -> dict[str, Any]:
+        image, reason = run.image, NO_IMAGE
+        if image is None and IMAGE in self.runner.kwargs:
+            reason = NOT_DECODED if clip.frames is None else f"{type(self.pipe).__name__} {UNSEEN}"
         values = compare_videos(reference.frames, clip.frames, reference_latents=reference.latents,
-                                other_latents=clip.latents)  # fmt: skip
+                                other_latents=clip.latents, image=image, image_reason=reason)  # fmt: skip
         return {**values, "identical": reference.same(clip)}
 
     def _record(self, cell: Cell, session: Session | None, metrics: dict[str, Any], times: dict[str, Any],
                 baseline: dict[str, Any] | None, follow_up: dict[str, Any] | None) -> CellRecord:  # fmt: skip
         did = session.summary().to_dict() if session is not None else _dense_run(cell)
-        shown = {name: item for name, item in cell.call.items() if name in SHOWN}
+        shown = {name: item for name, item in cell.call.items() if name in (*SHOWN, IMAGE)}
         if baseline is not None and "steps" in baseline:
             shown["num_inference_steps"] = baseline["steps"]
         decoded = self.output != LATENT
@@ -206,10 +241,12 @@ class Stage:
                       "output": self.output},
             method=did["method"], schedule=did["schedule"], backend=did["backend"], layout=did["layout"],
             density=did["density"], calls=did["calls"], notes=did["notes"], timing=times, metrics=metrics,
-            files={"clip": CLIP} | ({"preview_lossy": PREVIEW} if decoded else {}), cell=cell.name, label=cell.label,
+            files={"clip": CLIP} | ({"preview_lossy": PREVIEW} if decoded else {})
+            | ({"video_lossless": LOSSLESS} if cell.lossless else {}), cell=cell.name, label=cell.label,
             requested_density=(cell.parent or cell).density, cache=text_of(cell.cache), baseline=baseline,
             reference=reference_name(cell.reference), row=cell.row, follow_up=follow_up,
             compensation=did["compensation"], cached=self._cached(session),
+            map=None if session is None else session.summary().step_map(),
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import traceback
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,12 @@ from vidaccel.eval.cells import Cell
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.identity import file_digest, key_of
 from vidaccel.eval.record import CellRecord, to_json
-from vidaccel.eval.video import write_mp4
+from vidaccel.eval.video import write_lossless, write_mp4
+from vidaccel.files import write_text
+from vidaccel.processes import Crew, check_shared
 
 CONFIG, RECORD, ERROR = "config.json", "record.json", "error.json"
-CLIP, PREVIEW = "clip.safetensors", "preview-lossy.mp4"
+CLIP, PREVIEW, LOSSLESS = "clip.safetensors", "preview-lossy.mp4", "video-lossless.mkv"
 FIELDS = {item.name for item in dataclasses.fields(CellRecord) if item.default is dataclasses.MISSING}
 """Of every record that tables can be made of."""
 LOCK = ".lock"
@@ -30,18 +33,31 @@ PART, OLD = ".part", ".old"
 
 
 class Store:
-    """One eval's folder, locked for one process while it is used as a context.
+    """One eval's folder, locked for the processes of one job while it is used as a context.
 
     Raises:
-        ValueError: the folder cannot be written, or another eval is at work in it.
+        ValueError: the folder cannot be written, another eval is at work in it, or some process of the job does not see
+            the folder of the main one, which holds the lock.
     """
 
-    def __init__(self, out: str | os.PathLike[str]) -> None:
+    def __init__(self, out: str | os.PathLike[str], crew: Crew | None = None) -> None:
+        self.crew = crew or Crew()
         self.out = Path(out).expanduser().absolute()
         self.cells, self.references = self.out / "cells", self.out / "references"
         self._lock = FileLock(self.out / LOCK)
 
     def __enter__(self) -> Store:
+        with self.crew.together():
+            if self.crew.main:
+                self._take()
+        try:
+            check_shared(self.crew, self.out)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def _take(self) -> None:
         try:
             for folder in (self.cells, self.references):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +67,6 @@ class Store:
         except OSError as error:
             raise ValueError(f"cannot write into folder {str(self.out)!r}: {error.strerror}") from error
         self._sweep()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
@@ -76,8 +91,34 @@ class Store:
             clip.save(folder / CLIP)
             if clip.frames is not None:
                 write_mp4(clip.frames, folder / PREVIEW, cell.source.fps)
+                if cell.lossless:
+                    write_lossless(clip.frames, folder / LOSSLESS, cell.source.fps)
             _write(folder / CONFIG, {"key": cell.key, "clip_bytes": _size(folder / CLIP), "config": cell.config})
             record.write(folder / RECORD)
+
+    def lacks_split(self, cell: Cell) -> bool:
+        """Whether a cell that is done is to tell where its time goes, and does not."""
+        record = self.record(cell)
+        return cell.breakdown and record is not None and record.get("split") is None
+
+    def add_split(self, cell: Cell, split: dict[str, Any]) -> None:
+        """Write into the record of a cell that is done where its time goes."""
+        record = self.record(cell)
+        assert record is not None
+        self.rewrite({**record, "split": split})
+
+    def add_video(self, cell: Cell) -> None:
+        """Write the lossless video of a cell that is done, if it is to have one and has none."""
+        record = self.record(cell)
+        if not cell.lossless or record is None or LOSSLESS in record["files"].values():
+            return
+        folder = self.cells / cell.name
+        write_lossless(Clip.load(folder / CLIP).frames, folder / LOSSLESS, record["settings"]["fps"])
+        self.rewrite({**record, "files": {**record["files"], "video_lossless": LOSSLESS}})
+
+    def rewrite(self, record: dict[str, Any]) -> None:
+        """Put a record that something was added to in the place of the one before."""
+        write_text(self.cells / record["cell"] / RECORD, to_json(record, indent=2) + "\n")
 
     def keep_error(self, cell: Cell, error: BaseException) -> None:
         """Write what a cell failed with."""
@@ -120,17 +161,27 @@ class Store:
 
     @contextlib.contextmanager
     def _staged(self, folder: Path) -> Iterator[Path]:
-        part, old = (folder.with_name(f".{folder.name}{ending}") for ending in (PART, OLD))
-        shutil.rmtree(part, ignore_errors=True)
+        # A process of a lost machine may still be at it.
+        part, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{ending}") for ending in (PART, OLD))
         part.mkdir()
         try:
             yield part
-            if folder.exists():
-                os.replace(folder, old)
-            os.replace(part, folder)
+            _exchange(part, folder, old)
         finally:
             for leftover in (part, old):
                 shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _exchange(part: Path, folder: Path, old: Path) -> None:
+    """Put `part` in the place of `folder`, which becomes `old`."""
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(folder, old)
+    try:
+        os.replace(part, folder)
+    except OSError:
+        # Another process was quicker: what it put there is of the same config.
+        if not folder.exists():
+            raise
 
 
 def reference_name(config: dict[str, Any]) -> str:

@@ -83,7 +83,8 @@ class Row:
         texts = {name: _text(name, item) for name, item in values.items()}
         if self.video_density is None:
             texts |= {"video_density": "1", "all_calls": "1"}
-        return {name: texts.get(name) or self._metric(name) for name in HEADINGS}
+        names = [*HEADINGS, *(name for name in self.metrics if name not in metric_names())]
+        return {name: texts.get(name) or self._metric(name) for name in names}
 
     def _metric(self, name: str) -> str:
         value, count = self.metrics.get(name), self.counts.get(name, 0)
@@ -104,7 +105,7 @@ def write_tables(out: Path, records: Sequence[dict[str, Any]], rows: Sequence[Ro
     """Write records.jsonl, table.md and table.csv, each whole or not at all."""
     write_text(out / RECORDS, "".join(to_json(record) + "\n" for record in records))
     write_text(out / MARKDOWN, markdown(rows))
-    write_text(out / CSV, _csv(rows))
+    write_text(out / CSV, csv_text(rows))
 
 
 def shown(rows: Sequence[Row]) -> list[str]:
@@ -113,6 +114,11 @@ def shown(rows: Sequence[Row]) -> list[str]:
     if all(row.cache == NONE for row in rows):
         empty.add("computed_share")
     return [name for name in HEADINGS if name not in empty]
+
+
+def scored(rows: Iterable[Row]) -> list[str]:
+    """Names of the outside judges whose scores some row has, each a column of its own behind the others."""
+    return list(dict.fromkeys(name for row in rows for name in row.metrics if name not in metric_names()))
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
@@ -133,19 +139,19 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table as Markdown, notes below."""
-    columns = shown(rows)
-    lines = [[HEADINGS[name] for name in columns], ["---"] * len(columns)]
-    lines += [[row.texts()[name].replace("|", "\\|") for name in columns] for row in rows]
+    columns = [*shown(rows), *scored(rows)]
+    lines = [[HEADINGS.get(name, name) for name in columns], ["---"] * len(columns)]
+    lines += [[row.texts().get(name, "-").replace("|", "\\|") for name in columns] for row in rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([table, "", *(f"- {note}" for note in notes(rows)), ""])
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    """Full precision, one column for each number."""
+def csv_text(rows: Sequence[Row]) -> str:
+    """The table as CSV: full precision, one column for each number."""
     nested = ("metrics", "counts", "reasons", "versions")
     plain = [item.name for item in dataclasses.fields(Row) if item.name not in nested]
     packages = ("vidaccel", "torch", "diffusers")
-    names, text = metric_names(), io.StringIO()
+    names, text = [*metric_names(), *scored(rows)], io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*plain, *names, *(f"{name}_cells" for name in names), *packages])
     for row in rows:
@@ -157,7 +163,9 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def _row(group: Sequence[dict[str, Any]]) -> Row:
     first = group[0]
-    values = {name: [each["metrics"].get(name) for each in group] for name in metric_names()}
+    # Records that were made before there were scores do not have them.
+    judges = dict.fromkeys(name for each in group for name in each.get("scores") or ())
+    values = {name: [each["metrics"].get(name) for each in group] for name in (*metric_names(), *judges)}
     reasons = {name: {each["metrics"].get(f"{name}_reason") for each in group} - {None} for name in values}
     return Row(
         first["row"], first["model"]["name"], _setting(first), first["label"], first["requested_density"],

@@ -51,7 +51,7 @@ def realised_density(summary: Summary) -> float | None:
 
 def times_of(run: Run) -> Run:
     """A run without its clip, to be kept."""
-    return dataclasses.replace(run, frames=None, latents=None)
+    return dataclasses.replace(run, frames=None, latents=None, image=None)
 
 
 def _seconds(runs: Sequence[Run]) -> float:

@@ -73,6 +73,17 @@ class Method(ABC):
         """Whether what the last call of `plan` gave had been chosen in an earlier one, for the summary to count."""
         return False
 
+    def heads_have(self, site: Site, state: dict[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+        """What the plan of a call just made has for each head, to be shown: a ``name`` and parameters, JSON-ready.
+
+        Called after `plan`, with the same site and state; it may wait for a GPU.
+
+        Returns:
+            One mapping for each head, or for each head of each batch row (row slowest); None where a method has no
+            patterns by head.
+        """
+        return None
+
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         """Learn from a call of the dense steps at the start of a run, of a layer that will be sparse; see `plan`."""
         return

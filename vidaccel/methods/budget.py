@@ -57,7 +57,11 @@ def density_at(density: Density | None, site: Site) -> float | None:
         return density
     if site.steps is None:
         raise ValueError("a density curve needs the number of steps of a run: pass num_inference_steps")
-    at = site.step / max(1, site.steps - 1)
+    return at_share(density, site.step / max(1, site.steps - 1))
+
+
+def at_share(density: Sequence[Sequence[float]], at: float) -> float:
+    """The density of a curve at a share of the run."""
     if at <= density[0][0]:
         return density[0][1]
     (x0, y0), (x1, y1) = next(pair for pair in pairwise(density) if at <= pair[1][0] or pair[1][0] == 1)

@@ -115,6 +115,15 @@ class Sample:
         return index
 
 
+def picked_by_head(
+    patterns: Sequence[Pattern], state: dict[str, Any]
+) -> tuple[dict[str, Any], ...] | None:  # fmt: skip
+    """What each head of each batch row took among `patterns` in the last call, see `Method.heads_have`."""
+    if len(patterns) < 2:
+        return None
+    return tuple(patterns[place].to_dict() for place in state["index"].tolist())
+
+
 @torch.no_grad()
 def least_error(
     plans: Sequence[AttentionPlan], query: Tensor, key: Tensor, value: Tensor, rows: Tensor, layout: TokenLayout

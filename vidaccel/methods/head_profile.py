@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from vidaccel.heads import band_of, check_block, heads_digest
+from vidaccel.heads import HeadOption, band_of, check_block, heads_digest
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method, ModelFacts
+from vidaccel.methods.budget import as_tuples, check_budget, is_curve
 from vidaccel.methods.sizes import Chosen, Sizes
 from vidaccel.patterns import Pattern, density_of, plan_of
 from vidaccel.patterns.cells import Cells
@@ -41,7 +42,8 @@ class HeadProfile(Method):
     Args:
         profile: a path that ends in ".json", a folder or hub repository (``owner/name``, after which "@" and a
             revision may follow) with a ``vidaccel.json``, or ``miniature:NAME``.
-        density: mean cost of the heads over a run, in (0, 1], for which those of the least error are chosen.
+        density: mean cost of the heads over a run, in (0, 1], for which those of the least error are chosen. Or a curve
+            over the run, as `vidaccel.methods.dynamic.Dynamic` has it; each quarter of a run has that of its middle.
         max_error: relative error of a layer's output, in [0, 1], within which the cheapest heads are chosen. Without
             this and `density`, the budget of the calibration.
         digest: of the profile's heads, at all sizes; filled in. Given, a profile with others is an error.
@@ -60,7 +62,7 @@ class HeadProfile(Method):
     alternatives: ClassVar[tuple[str, ...]] = ("density", "max_error")
 
     profile: str = ""
-    density: float | None = None
+    density: float | Sequence[Sequence[float]] | None = None
     max_error: float | None = None
     digest: str | None = None
     block: int | None = None
@@ -130,8 +132,19 @@ class HeadProfile(Method):
         if site.expert not in shapes or site.layer >= shapes[site.expert][0]:
             known = ", ".join(f"{name} of {layers} layers" for name, (layers, _) in shapes.items())
             raise ValueError(f"the profile knows {known}, not layer {site.layer} of {site.expert}")
-        heads = chosen.picks[site.expert][table.band_of(site.step, site.steps)][site.layer]
-        return tuple(table.patterns[option.pattern] for option in heads)
+        return tuple(table.patterns[option.pattern] for option in self.picked(site))
+
+    def picked(self, site: Site) -> tuple[HeadOption, ...]:
+        """What the budget picked for each head of a site, measured on the grid of the calibration."""
+        chosen = self.chosen(site.layout)
+        return chosen.picks[site.expert][chosen.table.band_of(site.step, site.steps)][site.layer]
+
+    def heads_have(self, site: Site, state: dict[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+        pairs = zip(self.patterns(site), self.picked(site), strict=True)
+        return tuple(
+            {**pattern.to_dict(), "calibrated": {name: getattr(option, name) for name in ("error", "density", "cost")}}
+            for pattern, option in pairs
+        )
 
     def level(self, site: Site) -> Hashable:
         return self.chosen(site.layout).table.band_of(site.step, site.steps)
@@ -146,6 +159,10 @@ class HeadProfile(Method):
             if step is not None:
                 return Site(layer, site.layers, step, site.steps, "", expert, site.layout)
         return dataclasses.replace(site, branch="")
+
+    @property
+    def needs_steps(self) -> bool:
+        return is_curve(self.density)
 
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
         self.sizes.profile.check(models)
@@ -173,10 +190,13 @@ class HeadProfile(Method):
             raise ValueError(f"{where} has changed: its heads have the digest {digest[:SHOWN]}, not "
                              f"{str(self.digest)[:SHOWN]}")  # fmt: skip
         budget = {name: getattr(self, name) for name in self.alternatives}
-        if set(budget.values()) == {None}:
+        if all(each is None for each in budget.values()):
             budget = {name: profile.options.get(name) for name in self.alternatives}
-        if set(budget.values()) == {None}:
+        if all(each is None for each in budget.values()):
             raise ValueError(f"{where} names no budget of its own: give a density or a max_error")
+        if is_curve(budget["density"]):
+            check_budget(budget["density"], None)
+            budget["density"] = as_tuples(budget["density"])
         block = None if self.block is None else check_block(self.block)
         sizes = Sizes(profile, budget)
         if len({each.block for each in sizes.tables}) == 1:

@@ -74,7 +74,7 @@ class Mixed(HeadProfile):
 
     @property
     def needs_steps(self) -> bool:
-        return self.chooses.needs_steps
+        return super().needs_steps or self.chooses.needs_steps
 
     def check_models(self, models: Mapping[str, ModelFacts]) -> None:
         super().check_models(models)
@@ -108,6 +108,10 @@ class Mixed(HeadProfile):
             return ()
         picked = chosen.picks[site.expert][band][site.layer]
         return tuple(head for head, option in enumerate(picked) if option.density >= self.resists)
+
+    def heads_have(self, site: Site, state: dict[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+        patterns, heads = super().heads_have(site, state) or (), self.resisting(site)
+        return tuple({"name": self.dynamic} if head in heads else each for head, each in enumerate(patterns))
 
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         # In bands of dense steps no head may have a choice: what counts is who chooses later.

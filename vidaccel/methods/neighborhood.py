@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.methods.candidates import KEPT_CHOICE, Sample, candidates
+from vidaccel.methods.candidates import KEPT_CHOICE, Sample, candidates, picked_by_head
 from vidaccel.methods.checks import check_block, check_count, check_density, note_of_density
 from vidaccel.patterns import Pattern, at_density, orders
 from vidaccel.patterns.neighborhood import TOKEN, Neighborhood, Sizes
@@ -133,6 +133,9 @@ class NeighborhoodAttention(Method):
         refresh = 1 if self.preset is not None and self.refresh is None else self.refresh
         index = Sample(self.rows, refresh=refresh).chosen(run.plans, query, key, value, site, state)
         return run.picked(index, notes)
+
+    def heads_have(self, site: Site, state: dict[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+        return picked_by_head(windows_of(self, site.layout)[0], state)
 
     def reused(self, state: dict[str, Any]) -> bool:
         return bool(state.get(KEPT_CHOICE, True))

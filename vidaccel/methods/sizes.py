@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vidaccel.heads import HeadTable, Picks, layout_of
 from vidaccel.layout import TokenLayout
+from vidaccel.methods.budget import at_share, is_curve
 from vidaccel.profile import Profile
 
 Place = tuple[str, int, int]
 """Expert, band, layer."""
+STAIRS = 4
+"""Equal parts of a run in each of which a curve of densities is held: each has its own plans."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +40,13 @@ class Sizes:
 
     Args:
         profile: with heads.
-        budget: `density` and `max_error`, one of them None.
+        budget: `density`, which may be a curve, and `max_error`, one of them None.
 
     Raises:
         ValueError: a budget that is out of range, or that no choice meets at any size.
     """
 
-    def __init__(self, profile: Profile, budget: dict[str, float | None]) -> None:
+    def __init__(self, profile: Profile, budget: dict[str, Any]) -> None:
         assert profile.heads is not None
         self.profile = profile
         self._budget = budget
@@ -90,7 +95,11 @@ class Sizes:
     def _choose(self, index: int) -> Chosen:
         if index not in self._chosen:
             grid, table = self._tables[index]
-            picks = table.choose(**self._budget)
+            density = self._budget["density"]
+            if is_curve(density):
+                table, picks = along(table, density)
+            else:
+                picks = table.choose(**self._budget)
             self._chosen[index] = Chosen(grid, table, picks, _same(picks))
         return self._chosen[index]
 
@@ -104,6 +113,30 @@ class Sizes:
             except ValueError as error:
                 why.append(error)
         raise why[0]
+
+
+def along(table: HeadTable, curve: Sequence[Sequence[float]]) -> tuple[HeadTable, Picks]:
+    """A table with bands for the stairs of a curve of densities, and what each stair's density picks there.
+
+    Raises:
+        ValueError: a density below the least possible.
+    """
+    ends = sorted({*table.bands, *((at + 1) / STAIRS for at in range(STAIRS))})
+    starts = [0.0, *ends[:-1]]
+    source = [next(band for band, end in enumerate(table.bands) if start < end) for start in starts]
+    finer = {name: tuple(bands[band] for band in source) for name, bands in table.experts.items()}
+    picks: dict[str, list[Any]] = {name: [] for name in finer}
+    for stair in range(STAIRS):
+        inside = [at for at, start in enumerate(starts) if stair <= start * STAIRS < stair + 1]
+        own = {name: tuple(bands[at] for at in inside) for name, bands in finer.items()}
+        first, last = starts[inside[0]], ends[inside[-1]]
+        part = replace(table, bands=tuple((ends[at] - first) / (last - first) for at in inside), experts=own)
+        found = part.choose(density=at_share(curve, (stair + 0.5) / STAIRS)) if list(part.layers(own)) else None
+        for name, bands in own.items():
+            # Where nothing can be chosen, all is dense.
+            dense = tuple(tuple(tuple(head[-1] for head in layer) for layer in band) for band in bands)
+            picks[name] += dense if found is None else found[name]
+    return replace(table, bands=tuple(ends), experts=finer), {name: tuple(each) for name, each in picks.items()}
 
 
 def _same(picks: Picks) -> dict[Place, list[Place]]:

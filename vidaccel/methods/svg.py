@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
-from vidaccel.methods.candidates import KEPT_CHOICE, Sample, candidates
+from vidaccel.methods.candidates import KEPT_CHOICE, Sample, candidates, picked_by_head
 from vidaccel.methods.checks import check_block, check_count, check_density, note_of_density
 from vidaccel.patterns import Pattern, at_density
 from vidaccel.patterns.bands import Band
@@ -143,6 +143,9 @@ class Svg(Method):
         preset = PRESETS[self.preset] if self.preset else None
         sample = Sample(self.rows or (preset.rows if preset else ROWS), preset.limit if preset else None, self.refresh)
         return run.picked(sample.chosen(judged.plans, query, key, value, site, state), bands.notes)
+
+    def heads_have(self, site: Site, state: dict[str, Any]) -> tuple[Mapping[str, Any], ...] | None:
+        return picked_by_head(bands_of(self, site.layout).run, state)
 
     def reused(self, state: dict[str, Any]) -> bool:
         return bool(state.get(KEPT_CHOICE, True))

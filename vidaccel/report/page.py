@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import struct
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
 from vidaccel.files import write_text
 from vidaccel.report import view
+from vidaccel.report.html import data_uri, render_page
 
 REPORT_NAME = "report.html"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -57,16 +53,8 @@ def write_report(record: Mapping[str, Any], folder: Path | str) -> Path:
 
 def render(record: Mapping[str, Any], videos: Mapping[str, str]) -> str:
     """The page's HTML, from a record and the ``data:`` URIs of its ``dense`` video and of its ``fast`` one, if any."""
-    script = _asset("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_asset("template.html.j2")).render(
-        style=Markup(_asset("report.css")), script=Markup(script), script_hash=Markup(digest), videos=videos,
-        mask=_mask(record), **view.page_values(record))
-
-
-def _asset(name: str) -> str:
-    return resources.files("vidaccel.report").joinpath(name).read_text(encoding="utf-8")
+    return render_page("template.html.j2", styles=["report.css"], scripts=["player.js"] * ("fast" in videos),
+                       videos=videos, mask=_mask(record), **view.page_values(record))  # fmt: skip
 
 
 def _file(record: Mapping[str, Any], folder: Path, name: str) -> Path:
@@ -87,7 +75,7 @@ def _video_uri(path: Path) -> str:
     data = path.read_bytes()
     if data[4:8] != b"ftyp":
         raise ValueError(f"{path.name!r} is not an MP4 video")
-    return "data:video/mp4;base64," + base64.b64encode(data).decode()
+    return data_uri("video/mp4", data)
 
 
 def _mask(record: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -102,5 +90,4 @@ def _mask(record: Mapping[str, Any]) -> dict[str, Any] | None:
     if not data.startswith(_PNG_SIGNATURE) or len(data) < 24:
         raise ValueError("mask_png of the record is not a base64 PNG picture")
     width, height = struct.unpack(">II", data[16:24])
-    uri = "data:image/png;base64," + base64.b64encode(data).decode()
-    return {"uri": uri, "width": width, "height": height}
+    return {"uri": data_uri("image/png", data), "width": width, "height": height}

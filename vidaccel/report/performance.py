@@ -8,11 +8,9 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vidaccel.files import write_text
+from vidaccel.report.marks import BEGIN, END, put, split
 from vidaccel.report.performance_tables import SECTIONS, Line
 
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-"""Marks in a document: what stands between them is written by `write_results`."""
 PICTURE = "performance.png"
 SMOKE = "**Smoke test**: tiny shapes that only show that everything runs. The times mean nothing."
 GOALS = "Goals: efficiency of at least 0.90, 1.30x over FlexAttention, planning under 5 % of dense attention."
@@ -77,11 +75,7 @@ def write_results(lines: Sequence[Line], out: str | os.PathLike[str]) -> list[Pa
     out = Path(out)
     if not lines:
         raise ValueError("there are no results to render")
-    text = out.read_text(encoding="utf-8") if out.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
-    before, found, rest = text.partition(BEGIN)
-    _, closed, after = rest.partition(END)
-    if not found or not closed:
-        raise ValueError(f"{str(out)!r} has no marks {BEGIN} and {END} for the results to go between")
+    around = split(out, f"# Performance\n\n{BEGIN}\n{END}\n")
     picture, parts, written = plot(lines), [tables(lines)], []
     if picture is not None:
         folder = out.parent / "images"
@@ -89,7 +83,7 @@ def write_results(lines: Sequence[Line], out: str | os.PathLike[str]) -> list[Pa
         (folder / PICTURE).write_bytes(picture)
         written.append(folder / PICTURE)
         parts.insert(0, f"![Speed-up over dense attention by density](images/{PICTURE})")
-    write_text(out, f"{before}{BEGIN}\n" + "\n\n".join(parts) + f"\n{END}{after}")
+    put(out, around, "\n\n".join(parts))
     return [out, *written]
 
 

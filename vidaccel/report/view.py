@@ -134,7 +134,7 @@ def details(record: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]
         ("Density", _part(record, "density")), ("Timing", _part(record, "timing")),
         ("Device", _part(record, "device")), ("Versions", _part(record, "versions")),
     ]
-    return [(title, [(name.replace("_", " "), _plain(value)) for name, value in values.items()])
+    return [(title, [(name.replace("_", " "), plain(value)) for name, value in values.items()])
             for title, values in groups if values]
 
 
@@ -187,13 +187,13 @@ def _format(value: Any, pattern: str) -> str:
     return str(value) if isinstance(value, str) else pattern.format(value)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if value is None or value == "":
         return "none"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+        return ", ".join(f"{key} {plain(item)}" for key, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "none"
+        return ", ".join(map(plain, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

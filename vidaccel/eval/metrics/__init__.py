@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vidaccel.eval.metrics.first_frame import first_frame_psnr, first_frame_ssim
 from vidaccel.eval.metrics.latents import check_latents, latent_error, latent_snr
 from vidaccel.eval.metrics.motion import flicker, flicker_ratio
 from vidaccel.eval.metrics.perceptual import lpips
@@ -16,6 +17,7 @@ from vidaccel.eval.metrics.score import Score, check_frames
 from vidaccel.eval.metrics.shift_tolerant import st_lpips
 
 Measure = Callable[[NDArray[Any], NDArray[Any]], Score]
+NO_IMAGE, NOT_DECODED = "no image was given", "the clip was not decoded"
 Arrays = tuple[NDArray[Any], NDArray[Any]]
 # Adding a metric: its function, and its line here. The order is that of results.
 ON_FRAMES: dict[str, Measure] = {
@@ -28,6 +30,8 @@ ON_FRAMES: dict[str, Measure] = {
     "flicker_ratio": flicker_ratio,
 }
 """Metrics of two clips ``[frames, height, width, 3]``, uint8 or floats in [0, 1]."""
+ON_FIRST_FRAME: dict[str, Measure] = {"first_frame_psnr": first_frame_psnr, "first_frame_ssim": first_frame_ssim}
+"""Metrics of the image that a run began with, ``[height, width, 3]``, and its clip: no dense clip is looked at."""
 ON_LATENTS: dict[str, Measure] = {"latent_error": latent_error, "latent_snr": latent_snr}
 """Metrics of two latents of one shape."""
 
@@ -38,6 +42,8 @@ def compare_videos(
     *,
     reference_latents: NDArray[Any] | None = None,
     other_latents: NDArray[Any] | None = None,
+    image: NDArray[Any] | None = None,
+    image_reason: str = NO_IMAGE,
     metrics: Iterable[str] | None = None,
     per_frame: bool = False,
 ) -> dict[str, Any]:
@@ -47,6 +53,8 @@ def compare_videos(
         reference, other: ``[frames, height, width, 3]``, uint8 or floats in [0, 1]; both None where
             nothing was decoded.
         reference_latents, other_latents: after the last step, of one shape; None where they were not kept.
+        image: the first frame that the clips were made from, ``[height, width, 3]`` of their size; None without one.
+        image_reason: why there is none.
         metrics: names of those to measure; None for all.
         per_frame: also give the values of each frame, for the metrics that have one.
 
@@ -56,20 +64,25 @@ def compare_videos(
         one value per frame.
 
     Raises:
-        ValueError: an unknown metric, shapes that differ or are not those of clips, floats outside [0, 1], or latents
-            that are not finite; before anything is measured.
+        ValueError: an unknown metric, shapes that differ or are not those of clips, floats outside [0, 1], an image of
+            another size, or latents that are not finite; before anything is measured.
     """
     chosen = _chosen(metrics)
-    frames = _both("frames", reference, other, "the clip was not decoded")
+    frames = _both("frames", reference, other, NOT_DECODED)
     latents = _both("latents", reference_latents, other_latents, "latents were not kept")
+    begun = image_reason if image is None else _both("frames", image, other, NOT_DECODED)
     if not isinstance(frames, str):
         check_frames(*frames)
     if not isinstance(latents, str):
         check_latents(*latents)
+    if not isinstance(begun, str):
+        check_frames(begun[0][None], begun[1][:1])
+    groups = ((ON_FRAMES, frames), (ON_FIRST_FRAME, begun), (ON_LATENTS, latents))
+    measures = {name: (measure, arrays) for group, arrays in groups for name, measure in group.items()}
     values: dict[str, Any] = {}
     single: dict[str, list[float | None]] = {}
     for name in chosen:
-        score = _score(ON_FRAMES[name], frames) if name in ON_FRAMES else _score(ON_LATENTS[name], latents)
+        score = _score(*measures[name])
         values[name], values[f"{name}_reason"] = score.value, score.reason
         if score.frames is not None:
             single[name] = score.frames
@@ -78,7 +91,7 @@ def compare_videos(
 
 def metric_names() -> tuple[str, ...]:
     """Names of all metrics, in the order of results."""
-    return (*ON_FRAMES, *ON_LATENTS)
+    return (*ON_FRAMES, *ON_FIRST_FRAME, *ON_LATENTS)
 
 
 def _chosen(metrics: Iterable[str] | None) -> list[str]:

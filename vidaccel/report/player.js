@@ -5,13 +5,18 @@
   const [player, dense, fast, play, scrub, clock, toggle, difference, canvas] =
     ["player", "dense", "fast", "play", "scrub", "clock", "toggle", "difference", "canvas"].map(get);
   const videos = [dense, fast];
-  const fps = Number(player.dataset.fps);
-  const copies = new Map(videos.map((video) => [video, Object.assign(document.createElement("canvas"),
-    { width: canvas.width, height: canvas.height })]));
+  const copies = new Map(videos.map((video) => [video, document.createElement("canvas")]));
   const copied = new Map(); // which frame each copy holds
+  let fps; // of both, and of the copies the size: of the clips that are shown
   let playing = false;
   let broken = false;
   let wanted = null; // where to seek once the present seek has ended: Chromium can lose overlapping ones
+
+  function measure() {
+    fps = Number(player.dataset.fps);
+    copies.forEach((each) => Object.assign(each, { width: canvas.width, height: canvas.height }));
+    copied.clear();
+  }
 
   const seeking = () => videos.some((video) => video.seeking);
   const frames = () => Math.max(1, Math.round((dense.duration || 0) * fps));
@@ -102,7 +107,9 @@
     if (video.error) fail();
     const onFrame = (_, frame) => { copy(video, frame.mediaTime); video.requestVideoFrameCallback(onFrame); };
     if (video.requestVideoFrameCallback) video.requestVideoFrameCallback(onFrame);
-    else for (const event of ["seeked", "timeupdate"]) video.addEventListener(event, () => copy(video, video.currentTime));
+    else video.addEventListener("timeupdate", () => copy(video, video.currentTime));
+    // The frame that a new clip rests on may have been handed over before there was anything to copy.
+    video.addEventListener("seeked", () => { if (!playing) copy(video, video.currentTime); });
   }
   play.addEventListener("click", () => setPlaying(!playing));
   scrub.addEventListener("input", () => goTo(Number(scrub.value)));
@@ -112,8 +119,17 @@
     videos.forEach((video) => copy(video, video.currentTime));
   });
   document.addEventListener("keydown", onKey);
+  // Another script has given the videos other addresses.
+  player.addEventListener("change-clips", () => {
+    broken = false;
+    get("trouble").textContent = "";
+    wanted = null;
+    measure();
+    setPlaying(playing);
+  });
   addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+  measure();
   get("controls").hidden = get("keys").hidden = false;
   requestAnimationFrame(tick);
-  if (!matchMedia("(prefers-reduced-motion: reduce)").matches) setPlaying(true);
+  if ("autoplay" in player.dataset && !matchMedia("(prefers-reduced-motion: reduce)").matches) setPlaying(true);
 })();

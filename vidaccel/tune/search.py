@@ -1,0 +1,151 @@
+"""The search by real generations: optuna over all that there is, then what is near the front."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+from vidaccel.tune.candidate import Settings, key, words
+from vidaccel.tune.front import Found, front, shortfall
+from vidaccel.tune.lab import RUN, Lab
+from vidaccel.tune.neighbours import neighbour
+from vidaccel.tune.space import Space
+
+TRIAL = "trial"
+"""A kind of lines in the journal: what optuna asked for, and which candidate that was."""
+GLOBAL = 0.45
+"""Share of the time that goes to all that there is; the rest to what is near the front."""
+MARGIN, LIKE = 1.0, 0.3
+"""Decibels below the front at which a candidate stops after its first prompt, and one that is like others does."""
+LOWEST = 5.0
+"""dB of the final latents below which nothing is worth its time."""
+WORST = -20.0
+"""dB that stand for what could not run."""
+STALE = 60
+"""Proposals in a row without a new candidate, after which there is none."""
+Tell = Callable[[str], None]
+
+
+class Search:
+    """Proposes candidates and runs them until the time is over.
+
+    Args:
+        lab: where they run.
+        space: of all candidates.
+        seed: of the proposals.
+        most: candidates that run at most; None for no limit.
+        tell: hears what has just been found, before each generation.
+    """
+
+    def __init__(self, lab: Lab, space: Space, seed: int, most: int | None, tell: Tell) -> None:
+        self.lab, self.space, self.seed, self.most, self.tell = lab, space, seed, most, tell
+
+    def run(self, until: float) -> None:
+        """Go on until the budget has spent `until` seconds, or nothing new is proposed."""
+        began = min(self.lab.budget.spent, self._started())
+        self._global(began + GLOBAL * (until - began))
+        self._local(until)
+
+    def trials(self) -> int:
+        """How many candidates ran."""
+        return len({line["candidate"] for line in self.lab.journal.of(RUN)})
+
+    def _started(self) -> float:
+        """Seconds that were spent when the first trial was."""
+        return min((float(line["spent"]) for line in self.lab.journal.of(TRIAL)), default=float("inf"))
+
+    def _more(self, share: float) -> bool:
+        """Whether another candidate may run, of this share of all."""
+        return self.most is None or self.trials() < max(1, share * self.most)
+
+    def _fits(self, until: float, time: float = 1.0) -> bool:
+        """Whether a generation ends in time that takes so much of a dense one."""
+        return self.lab.budget.spent + time * self.lab.dense["seconds"] <= until
+
+    def _global(self, until: float) -> None:
+        """Trials of optuna: those of the journal are told again, then new ones are asked for."""
+        study = self._study()
+        stale = 0
+        while self._fits(until) and self._more(GLOBAL) and stale < STALE:
+            trial = study.ask()
+            before = len(self.lab.journal.lines)
+            values, candidate = self._values(trial, until)
+            if candidate is not None:
+                self.lab.journal.add(TRIAL, self.lab.budget.spent, params=trial.params, candidate=candidate)
+            study.tell(trial, values)
+            # The line of the trial itself is no news.
+            stale = 0 if len(self.lab.journal.lines) > before + (candidate is not None) else stale + 1
+
+    def _values(self, trial: Any, until: float) -> tuple[tuple[float, float], str | None]:
+        """Time and quality of a trial, and the key of its candidate."""
+        try:
+            candidate = self.space.candidate(trial)
+            if candidate["cache"] is None and candidate["method"] == "dense":
+                raise ValueError("it is the dense run")
+        except ValueError:
+            return (1.0, WORST), None
+        found = self._rungs(candidate, until)
+        # Where the time was over before it ran, it is not as good as tried.
+        own = key(candidate) if self.lab.knows(candidate) else None
+        return (1.0, WORST) if found is None else (found.time, found.snr), own
+
+    def _rungs(self, candidate: Settings, until: float, margin: float = MARGIN) -> Found | None:
+        """Run a candidate on one prompt after the other, as long as it may reach the front; None where it cannot."""
+        found: Found | None = None
+        kept = front(self.lab.found())
+        for index in range(len(self.lab.cells)):
+            self.tell(f"{self.trials()} candidates; {words(candidate)}")
+            if not self._fits(until, 1.0 if found is None else found.time):
+                break
+            if self.lab.attempt(candidate, index) is None:
+                return None
+            found = next(each for each in self.lab.found() if each.settings == candidate)
+            if found.snr < LOWEST or shortfall(found.time, found.snr, _others(kept, candidate)) > margin:
+                break
+        return found
+
+    def _local(self, until: float) -> None:
+        """Neighbours of the front's candidates, of those first that have had fewest."""
+        draw, stale = random.Random(f"{self.seed}, {len(self.lab.journal.lines)}"), 0
+        tried: dict[str, int] = {}
+        while self._fits(until, 0.5) and self._more(1.0) and stale < STALE:
+            kept = [each for each in front(self.lab.found()) if each.snr >= LOWEST]
+            if not kept:
+                return
+            near = min(kept, key=lambda each: (tried.get(key(each.settings), 0), draw.random()))
+            tried[key(near.settings)] = tried.get(key(near.settings), 0) + 1
+            proposed = neighbour(near.settings, self.space, draw)
+            before = len(self.lab.journal.lines)
+            if proposed is not None:
+                # As it is like one of the front, what it gains or loses on one prompt tells more.
+                self._rungs(proposed, until, LIKE)
+            stale = 0 if len(self.lab.journal.lines) > before else stale + 1
+
+    def _study(self) -> Any:
+        """A study that knows the trials of the journal, and the seeds that are not among them."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        past = list(self.lab.journal.of(TRIAL))
+        sampler = optuna.samplers.TPESampler(seed=self.seed + len(past), n_startup_trials=len(list(self.space.seeds())))
+        study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
+        found = {key(each.settings): each for each in self.lab.found()}
+        seeds = list(self.space.seeds())
+        for line in past:
+            # Asked again for what it asked for then; the sampler learns by it, and nothing runs.
+            study.enqueue_trial(line["params"])
+            trial = study.ask()
+            with contextlib.suppress(ValueError):
+                self.space.candidate(trial)
+            each = found.get(line["candidate"])
+            study.tell(trial, (1.0, WORST) if each is None else (each.time, each.snr))
+        for params in seeds:
+            if not any(line["params"].items() <= params.items() for line in past):
+                study.enqueue_trial(params)
+        return study
+
+
+def _others(kept: list[Found], candidate: Settings) -> list[Found]:
+    return [each for each in kept if each.settings != candidate]
