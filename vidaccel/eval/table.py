@@ -25,7 +25,7 @@ HEADINGS = {"model": "model", "setting": "setting", "label": "method", "requeste
             "steps": "steps", "psnr": "PSNR dB", "ssim": "SSIM", "lpips": "LPIPS", "st_lpips": "ST-LPIPS",
             "flicker": "flicker", "latent_error": "latent error", "speedup": "speed"}  # fmt: skip
 """Columns of the table for people, and what stands above them."""
-PATTERNS = {"computed_share": "{:.3f}", "psnr": "{:.2f}", "speedup": "{:.2f}x", "steps": "{:g}"}
+PATTERNS = {"computed_share": "{:.3f}", "psnr": "{:.2f}", "speedup": "{:.2f}x", "steps": "{:.4g}"}
 NOTES = {
     "psnr": "PSNR leaves out clips identical to their reference: theirs is infinite.",
     "computed_share": "computed is the share of the blocks' calls that ran, of all guidance passes.",
