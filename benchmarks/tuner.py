@@ -39,6 +39,7 @@ from vidaccel.eval.settings import Settings
 from vidaccel.eval.sources import Source
 from vidaccel.eval.table import RECORDS
 from vidaccel.methods import METHODS
+from vidaccel.miniature import miniature_path
 from vidaccel.profile import Profile
 from vidaccel.tune.candidate import words
 
@@ -74,8 +75,11 @@ class Place:
         return self.work / "eval" / f"{self.family}-{self.steps}"
 
     @property
-    def calibration(self) -> str:
-        return f"miniature:{self.family}/cache-{self.steps}.json"
+    def calibration(self) -> str | None:
+        """The miniature's own of step caches for so many steps."""
+        name = f"cache-{self.steps}.json"
+        there = (miniature_path(self.family) / name).is_file()
+        return f"miniature:{self.family}/{name}" if there else None
 
     def source(self) -> Source:
         """The miniature, loaded once for all evals."""
@@ -98,9 +102,12 @@ def tune(place: Place, budget: str, target: str) -> None:
 
 
 def caches_by_hand(place: Place) -> list[dict[str, Any]]:
-    """Cache policies as a person would set them."""
-    fitted = {"name": "fitted", "file": place.calibration}
+    """Cache policies as a person would set them; without a calibration, those that need none."""
     short = {} if place.steps >= 12 else {"min_steps": 1}
+    if place.calibration is None:
+        return [{"name": name, "threshold": value, **short} for name, values in THRESHOLDS.items() if name != "magcache"
+                for value in values]  # fmt: skip
+    fitted = {"name": "fitted", "file": place.calibration}
     counts = sorted({max(2, round(share * place.steps)) for share in SHARES})
     made: list[dict[str, Any]] = [{"name": "static", "computed_steps": count, "file": place.calibration}
                                   for count in counts]  # fmt: skip

@@ -61,7 +61,7 @@ def test_what_no_calibration_says_is_found_near_the_front():
 
 def test_sparse_attention_is_searched_with_caches():
     lab = FakeLab(judge, total=400)
-    searched(lab, 200, ("radial",))
+    searched(lab, 100, ("radial",))
     kept = front(lab.found())
     both = [each for each in kept if each.settings["method"] == "radial" and each.settings["cache"] is not None]
     alone = [each for each in kept if each.settings["method"] == "radial" and each.settings["cache"] is None]

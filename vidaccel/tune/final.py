@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,7 +24,8 @@ from vidaccel.tune.lab import IDENTICAL, Lab
 
 CLIP = "clip"
 """A kind of lines in the journal: a candidate beside a dense run, decoded."""
-FIRST_BATCH, BATCH = 5, 2
+FIRST_BATCH, BATCH, MOST = 8, 2, 14
+"""Candidates that are measured at once, and points after which only the target counts."""
 MOST_PROMPTS, LEAST_PROMPTS = 8, 2
 FIRST_SHARE = 0.6
 """Of the time for all batches, what the first may take."""
@@ -63,7 +65,7 @@ class Final:
                 continue
             if not self._batch(batch, self.prompts[:count], until):
                 return
-            batch, share = self._promising(kept), 1.0
+            batch, share = self._promising(kept) or self._between(kept), 1.0
 
     def worthy(self) -> list[Found]:
         """What of the search's front may be measured."""
@@ -180,6 +182,15 @@ class Final:
         least = None if best is None else best.speedup if self.target.metrics else best.quality
         better = [(each, guess) for each, guess in fit if least is None or guess[rank] > least]
         return [each for each, _ in sorted(better, key=lambda pair: -pair[1][rank])[:BATCH]]
+
+    def _between(self, kept: Sequence[Found]) -> list[Found]:
+        """Candidates of the front far from those that were measured, for other targets; none once there are many."""
+        measured = {key(dict(each.settings)) for each in self.points()}
+        known = [each for each in kept if key(each.settings) in measured]
+        free = [each for each in kept if key(each.settings) not in measured]
+        if not known or len(known) >= MOST:
+            return []
+        return sorted(free, key=lambda each: -min(abs(math.log(each.time / one.time)) for one in known))[:BATCH]
 
     def _guess(self, each: Found, pairs: Sequence[tuple[Found, Point]]) -> dict[str, float]:
         """What a candidate should have of each metric that the target names, from those beside it on the front."""

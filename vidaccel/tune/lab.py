@@ -26,8 +26,8 @@ IDENTICAL = 150.0
 """dB that stand for latents without any error."""
 PROBED_STEPS = 3
 """Steps of a run that tells the pace of sparse calls; the first of them is warm-up."""
-HOPELESS = 1.3
-"""Pace from which one probe is enough."""
+MOST_TURNS, HOPELESS, CLEAR = 4, 1.3, 0.7
+"""Turns of a probe, a pace from which one is enough, and one below which two are."""
 DENSE_RUN, RUN, FAILED, PACE = "dense", "run", "failed", "pace"
 """Kinds of lines in the journal."""
 Say = Callable[[str], None]
@@ -176,13 +176,13 @@ class Lab:
         sparse = self.session({**attention(candidate), "schedule": {**candidate["schedule"], "dense_first_steps": 0,
                                                                     "dense_last_steps": 0}})  # fmt: skip
         took: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(2):
+        for turn in range(MOST_TURNS):
             for kind in (False, True):
                 took[kind] += self._short(sparse if kind else None)
             ratio = statistics.median(took[True]) / statistics.median(took[False])
             if not sparse.summary().tally.sparse:
                 return None, "; ".join(sparse.summary().tally.remarks) or "no call of it is sparse"
-            if turn == 0 and ratio > HOPELESS:
+            if ratio > HOPELESS or (turn > 0 and ratio < CLEAR):
                 break
         return round(ratio, 4), None
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vidaccel.tune.candidate import Settings, is_sparse
-from vidaccel.tune.space import LEAST, NONE, Space, by_hand
+from vidaccel.tune.space import LEAST, LONGEST, NONE, Space, by_hand
 
 NEAR = 1.12
 """Factor of a threshold."""
@@ -31,7 +31,10 @@ def _changes(candidate: Settings, space: Space) -> list[Callable[..., Settings |
     if cache["name"] == "static":
         # Which steps are computed says most, and nothing else finds them.
         changes += [_moved] * 6 + [_added, _dropped]
-    if "threshold" in cache or cache["name"] == "ertacache":
+    if "computed_steps" in cache:
+        # Their calibration knows more of another number than a change by hand does.
+        changes += [_recounted] * 4
+    if "threshold" in cache:
         changes += [_threshold] * 2
     if isinstance(cache.get("predictor"), dict) and cache["predictor"]["name"] == "fitted":
         changes.append(_outputs)
@@ -73,13 +76,21 @@ def _dropped(candidate: Settings, space: Space, draw: random.Random) -> Settings
     return _with(candidate, steps - {draw.choice(sorted(steps - {0}))}) if len(steps) > 2 else None
 
 
+def _recounted(candidate: Settings, space: Space, draw: random.Random) -> Settings | None:
+    cache = candidate["cache"]
+    cache["computed_steps"] += draw.choice((-2, -1, 1, 2))
+    if not 2 <= cache["computed_steps"] < space.steps:
+        return None
+    if cache["name"] == "static":
+        longest = cache.pop("longest", LONGEST)
+        cache |= space.within(cache["computed_steps"], cache.get("warmup", 1), longest)
+    return candidate
+
+
 def _threshold(candidate: Settings, space: Space, draw: random.Random) -> Settings | None:
     cache = candidate["cache"]
-    if "threshold" in cache:
-        cache["threshold"] = float(f"{cache['threshold'] * draw.choice((NEAR, 1 / NEAR)):.3g}")
-    else:
-        cache["computed_steps"] += draw.choice((-1, 1))
-    return candidate if 2 <= cache.get("computed_steps", 2) < space.steps else None
+    cache["threshold"] = float(f"{cache['threshold'] * draw.choice((NEAR, 1 / NEAR)):.3g}")
+    return candidate
 
 
 def _outputs(candidate: Settings, space: Space, draw: random.Random) -> Settings | None:

@@ -29,6 +29,8 @@ FIRST = (0.0, 0.1, 0.2, 0.3, 0.4)
 FALL = (1.5, 0.5)
 """A curve starts at so much of its density, and ends at so much."""
 THRESHOLDS = {"easycache": (0.005, 0.6), "magcache": (0.005, 0.6)}
+FIRST_SHARES, MORE_SHARES = (0.5, 0.65, 0.35, 0.8), (0.25, 0.3, 0.4, 0.45, 0.55, 0.6, 0.7, 0.75, 0.85)
+"""Of a run, that static caches compute which are tried first, and later."""
 LONGEST = 8
 """Steps from one computed to the next; as many are no limit."""
 UNSEARCHED = ("oracle", "random")
@@ -91,7 +93,7 @@ class Space:
     def _cached_seeds(self) -> Iterator[dict[str, Any]]:
         plain: dict[str, Any] = {"attention": DENSE, "guidance": 1, "outputs": 2, "predictor": "taylor"}
         static = {**plain, "cache": "static", "warmup": 1, "longest": LONGEST}
-        counts = {share: max(2, round(share * self.steps)) for share in (0.5, 0.65, 0.35, 0.8)}
+        counts = {share: max(2, round(share * self.steps)) for share in FIRST_SHARES}
         if self._fitted:
             yield from ({**static, "computed": count} for count in counts.values())
         for threshold in (0.1, 0.05, 0.2):
@@ -102,6 +104,8 @@ class Space:
             yield {**plain, "cache": "ertacache", "computed": counts[0.5]}
             if self.guided:
                 yield {**static, "computed": counts[0.65], "guidance": 2}
+            rest = sorted({max(2, round(share * self.steps)) for share in MORE_SHARES} - set(counts.values()))
+            yield from ({**static, "computed": count} for count in rest)
 
     def _sparse_seeds(self) -> Iterator[dict[str, Any]]:
         for method in self.attentions:
@@ -128,8 +132,8 @@ class Space:
         else:
             made["computed_steps"] = trial.suggest_int("computed", 2, max(2, self.steps - 1))
         if policy == "static":
-            made |= self._within(made["computed_steps"], trial.suggest_int("warmup", 1, 4),
-                                 trial.suggest_int("longest", 2, LONGEST))  # fmt: skip
+            made |= self.within(made["computed_steps"], trial.suggest_int("warmup", 1, 4),
+                                trial.suggest_int("longest", 2, LONGEST))  # fmt: skip
         if policy != "easycache":
             made["file"] = CALIBRATION
         made["predictor"] = self._predictor(trial, policy, sparse)
@@ -138,7 +142,7 @@ class Space:
         made |= self.short
         return self.apart(made) if sparse else made
 
-    def _within(self, count: int, warmup: int, longest: int) -> dict[str, int]:
+    def within(self, count: int, warmup: int, longest: int) -> dict[str, int]:
         """Options of a static cache, as far as so many computed steps allow them."""
         warmup = min(warmup, count)
         least = math.ceil((self.steps - warmup + 1) / (count - warmup + 1))
