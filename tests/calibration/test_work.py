@@ -71,7 +71,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                                  env=os.environ | {"PYTHONPATH": str(root)})  # fmt: skip
         assert child.stdout is not None
         for _ in range(draw.randrange(1, STEPS - 1)):
-            assert child.stdout.readline()
+            if not child.stdout.readline():  # the second has fewer left, and may be done
+                break
         time.sleep(draw.uniform(0, 0.05))
         child.send_signal(signal.SIGKILL)
         child.stdout.close()
