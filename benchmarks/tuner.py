@@ -5,11 +5,11 @@
 
 First `vidaccel tune` on benchmarks/prompts/calibration.txt, with the miniature's own calibrations, for `--budget`. Then
 an eval on the first `--prompts` of benchmarks/prompts/held_out.txt of the profile's points and of what a person would
-set: every method at its densities, every cache policy at several settings, and both together. Prompt by prompt, and in
-groups that share a dense time, so that what is compared ran within minutes. Both go on where they were stopped. A row's
-time is the median over prompts of its denoising over that of dense. For each row by hand the report looks for the best
-point that takes no longer (up to `SAME`), and gives the paired difference with its 95 % interval. Appends to
-benchmarks/results/tuner.jsonl.
+set: every method, every cache policy at several settings, and both together, with dense runs of fewer steps beside.
+Prompt by prompt, and in groups that share a dense time, so that what is compared ran within minutes. Both go on where
+they were stopped. A row's time is the median over prompts of its denoising over that of dense. For each row by hand the
+report looks for the best point that takes no longer (up to `SAME`), and gives the paired difference with its 95 %
+interval. Appends to benchmarks/results/tuner.jsonl; published.py makes pages of the same evals.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from vidaccel.eval import bench
 from vidaccel.eval.cells import plan_cells
 from vidaccel.eval.paired import compare_rows
 from vidaccel.eval.record import append_line
-from vidaccel.eval.settings import Settings
+from vidaccel.eval.settings import FEWER_STEPS, Settings
 from vidaccel.eval.sources import Source
 from vidaccel.eval.table import RECORDS
 from vidaccel.methods import METHODS
@@ -47,7 +47,8 @@ RESULTS = HERE / "results" / "tuner.jsonl"
 TUNING = HERE / "prompts" / "calibration.txt"
 SAME = 0.02
 """Relative difference of two times up to which they are equal."""
-DENSITIES = (0.5, 0.3, 0.15)
+DENSITIES = (0.3,)
+"""Of all methods: docs/static-masks.md and docs/dynamic-masks.md have the others."""
 WITH_HEADS = ("head_profile", "mixed")
 BASELINES = ("oracle", "random")
 """Methods that are no settings."""
@@ -169,14 +170,17 @@ def groups(place: Place) -> list[Group]:
     by_hand = [([*methods_by_hand()], ["none"], None), (*both_by_hand(place), None)]
     others = [each for each in points if each[0] != ["dense"] or each[2] is not None]
     caches = [*alone, *(each for each in caches_by_hand(place) if each not in alone)]
-    return [(["dense"], caches, None), *by_hand, *others]
+    static = [cache for cache in caches if cache["name"] == "static"]
+    rest = [cache for cache in caches if cache not in static]
+    return [(["dense"], static, None), (["dense"], rest, None), *by_hand, *others]
 
 
 def settings_of(place: Place, group: Group, prompts: list[str]) -> Settings:
-    """A group as an eval on some prompts."""
+    """A group as an eval on some prompts; with dense runs of fewer steps where the schedule is known beforehand."""
     methods, caches, precision = group
+    fewer = methods == ["dense"] and all(cache["name"] == "static" for cache in caches)
     return Settings.of({"method": methods, "cache": caches, "precision": precision, "prompt": prompts,
-                        "steps": place.steps, "baselines": False})  # fmt: skip
+                        "steps": place.steps, "baselines": [FEWER_STEPS] if fewer else False})  # fmt: skip
 
 
 def measure(place: Place, prompts: list[str]) -> None:
@@ -195,7 +199,7 @@ def rows(place: Place, prompts: list[str]) -> dict[str, tuple[str, str, list[dic
         own[cell.row] = words(dict(point.settings))
     found: dict[str, tuple[str, str, list[dict[str, Any]]]] = {}
     for record in read_records(place.out) if (place.out / RECORDS).exists() else []:
-        if record["prompt"] in prompts and record["metrics"].get(METRIC) is not None:
+        if record["prompt"] in prompts and not record["baseline"] and record["metrics"].get(METRIC) is not None:
             density = "" if record["requested_density"] is None else f" {record['requested_density']:g}"
             kind = ("tuned", own[record["row"]]) if record["row"] in own else ("by hand", record["label"] + density)
             found.setdefault(record["row"], (*kind, []))[2].append(record)
