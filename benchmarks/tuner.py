@@ -119,13 +119,14 @@ def caches_by_hand(place: Place) -> list[dict[str, Any]]:
     return [{**each, **short} for each in made]
 
 
-def methods_by_hand() -> list[dict[str, Any]]:
+def methods_by_hand(place: Place) -> list[dict[str, Any]]:
     """Every method at its densities; head_profile and mixed take the miniature's own profile and its blocks."""
     found = []
     for name, cls in METHODS.items():
         fields = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         if name not in BASELINES and "density" in fields:
-            own = {"block": BLOCK} if "block" in fields and name not in WITH_HEADS else {}
+            own = {"profile": f"miniature:{place.family}"} if name in WITH_HEADS else {"block": BLOCK}
+            own = {key: value for key, value in own.items() if key in fields}
             found += [{"name": name, "density": density, **own} for density in DENSITIES]
     return found
 
@@ -135,7 +136,8 @@ def both_by_hand(place: Place) -> tuple[list[dict[str, Any]], list[dict[str, Any
     half = sorted({round(at * (place.steps - 1) / (place.steps // 2)) for at in range(place.steps // 2 + 1)})
     short = {} if place.steps >= 12 else {"min_steps": 1}
     caches = [{"name": "easycache", "threshold": 0.1, **short}, {"name": "static", "compute": half, **short}]
-    return [{"name": "head_profile", "density": density} for density in (0.5, 0.3)], caches
+    profile = f"miniature:{place.family}"
+    return [{"name": "head_profile", "density": density, "profile": profile} for density in (0.5, 0.3)], caches
 
 
 def tuned(place: Place) -> Iterator[Group]:
@@ -167,7 +169,7 @@ def groups(place: Place) -> list[Group]:
     """All that is measured."""
     points = list(tuned(place))
     alone = [cache for method, (cache,), precision in points if method == ["dense"] and precision is None]
-    by_hand = [([*methods_by_hand()], ["none"], None), (*both_by_hand(place), None)]
+    by_hand = [([*methods_by_hand(place)], ["none"], None), (*both_by_hand(place), None)]
     others = [each for each in points if each[0] != ["dense"] or each[2] is not None]
     caches = [*alone, *(each for each in caches_by_hand(place) if each not in alone)]
     static = [cache for cache in caches if cache["name"] == "static"]
