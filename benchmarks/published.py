@@ -9,6 +9,7 @@ that the tuner found and dense runs of fewer steps, beside `vidaccel report`'s p
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,13 @@ def main() -> None:
     folders = [str(each) for each in evals if each.exists()]
     if not folders:
         raise SystemExit(f"{given.work} holds no eval: run tuner.py first")
-    subprocess.run([sys.executable, "-m", "vidaccel.cli", "report", *folders, "--out", str(given.work / "report.html"),
-                    "--markdown", str(DOCUMENT), "--images", str(IMAGES)], check=True)  # fmt: skip
+    page = given.work / "report.html"
+    subprocess.run([sys.executable, "-m", "vidaccel.cli", "report", *folders, "--out", str(page), "--markdown",
+                    str(DOCUMENT), "--images", str(IMAGES)], check=True)  # fmt: skip
+    for path in (DOCUMENT, page):
+        # Where a folder lay on the machine that measured is nobody's business.
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(rf"{re.escape(str(given.work))}/calibrations/[^/]+/", "", text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def rows(place: Place, prompts: list[str]) -> dict[str, tuple[str, str, list[dic
     source, points = place.source(), Profile.load(place.profile).points
     own = {}
     for point, group in zip(points, tuned(place), strict=True):
-        (cell,) = plan_cells([source], settings_of(place, group, prompts[:1]))
+        cell, *_ = plan_cells([source], settings_of(place, group, prompts[:1]))
         own[cell.row] = words(dict(point.settings))
     found: dict[str, tuple[str, str, list[dict[str, Any]]]] = {}
     for record in read_records(place.out) if (place.out / RECORDS).exists() else []:
