@@ -1,7 +1,8 @@
 """What cannot be done is said in one line, before anything changes."""
 
+from types import SimpleNamespace
+
 import pytest
-import torch
 from diffusers import DiffusionPipeline, UNet2DModel
 
 import vidaccel
@@ -92,10 +93,17 @@ def test_bare_call_takes_radial_with_the_familys_defaults_and_i2v_its_own_schedu
             assert session.setting.schedule.dense_first_steps == 0.35
 
 
-def test_parallel_config_is_refused_while_enabled(pipe):
+def test_the_stock_processors_hear_of_a_split_while_enabled(pipe):
+    stock, config = pipe.transformer.blocks[0].attn1.processor, object()
     with vidaccel.enable(pipe):
         processor = pipe.transformer.blocks[0].attn1.processor
-        processor._parallel_config = None
-        with pytest.raises(ValueError, match="disable_sparse_attention"):
-            processor._parallel_config = object()
-    assert torch.is_tensor(next(pipe.transformer.parameters()))
+        assert processor is not stock
+        processor._parallel_config = config
+    assert stock._parallel_config is config
+
+
+def test_a_split_by_weights_is_refused(pipe):
+    pipe.transformer._parallel_config = SimpleNamespace(context_parallel_config=None, tensor_parallel_config=object())
+    vidaccel.enable(pipe)
+    with pytest.raises(ValueError, match="tensor parallelism"):
+        tiny.generate(pipe)

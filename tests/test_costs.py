@@ -226,3 +226,34 @@ def test_measuring_on_this_machine_gives_a_model() -> None:
 def test_too_few_tokens_to_measure_are_refused() -> None:
     with pytest.raises(ValueError, match="tokens=511 are too few to tell costs by: at least 32 blocks of 16"):
         CostModel.measured("cpu", torch.float32, heads=1, head_dim=64, block=16, tokens=511)
+
+
+def test_heads_and_tiles_add_up_to_the_call() -> None:
+    """Of a plan with an order and extra keys too, whose last tile is not whole."""
+    order, extra = torch.arange(N, dtype=torch.int32)[None], torch.randn(1, 5, 3, 64)
+    mask = random_mask(3)
+    for plan in (
+        AttentionPlan(mask),
+        AttentionPlan(mask, order, order),
+        AttentionPlan(mask, extra=ExtraKeys(extra, extra, torch.zeros(3, mask.tiles, 5))),
+    ):
+        counts = Counts.of(plan)
+        tiles, heads = MODEL.by_tile(plan, 32), MODEL.by_head(plan, 3, 32)
+        assert tiles.shape == (3, mask.tiles) and len(heads) == 3
+        assert float(tiles.sum()) / 3 / N**2 == pytest.approx(MODEL.share(counts, head_dim=32), rel=1e-9)
+        assert sum(heads) / 3 == pytest.approx(MODEL.share(counts, head_dim=32), rel=1e-9)
+
+
+def test_what_each_head_costs() -> None:
+    keep = torch.zeros(2, 4, 4, dtype=torch.bool)
+    keep[0], keep[1, :, 0] = True, True
+    mask = BlockMask.from_blocks(keep, 16, 16, 64, 64)
+    assert CostModel.counted().by_head(mask, 2) == [1.0, 0.25]
+    model = CostModel(2.0, per_range=10.0, per_tile=3.0, head_dim=64)
+    assert model.by_head(AttentionPlan(mask), 2) == [(2 * 4096 + 4 * 10 + 4 * 3) / 4096, (2 * 1024 + 52) / 4096]
+    assert model.by_head(BlockMask.full(64, 64, 16, 16), 3) == pytest.approx([2 + 52 / 4096] * 3)
+    assert model.by_head(AttentionPlan(), 2) == [1.0, 1.0]
+    with pytest.raises(ValueError, match="a plan of 2 patterns is not one for 3 heads"):
+        model.by_head(mask, 3)
+    with pytest.raises(ValueError, match="no tiles and no ranges"):
+        model.by_tile(AttentionPlan())

@@ -2,14 +2,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vidaccel.processes import Crew, Refused, appears, check_shared, join, joined, launch, launched, take_device
+from tests.crews import in_crew
+from vidaccel.processes import (
+    Crew,
+    Refused,
+    appears,
+    check_agreed,
+    check_shared,
+    held,
+    join,
+    joined,
+    launch,
+    launched,
+    share,
+    take_device,
+)
 from vidaccel.processes import folder as folder_module
 from vidaccel.processes.launched import Launched
 
@@ -24,31 +38,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def crews() -> Iterator[Callable[[int, Callable[[Crew], Any]], list[Any]]]:
+def crews() -> Callable[[int, Callable[[Crew], Any]], list[Any]]:
     """Runs a function in as many processes as asked for, here threads, and returns what each returned or raised."""
-    made: list[Launched] = []
-
-    def run(size: int, work: Callable[[Crew], Any]) -> list[Any]:
-        store, results = torch.distributed.HashStore(), [None] * size
-
-        def one(rank: int) -> None:
-            try:
-                made.append(crew := Launched(store, rank, size, rank))
-                results[rank] = work(crew)
-            except Exception as error:
-                results[rank] = error
-
-        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(30)
-            assert not thread.is_alive(), "it hangs"
-        return results
-
-    yield run
-    for crew in made:
-        crew.close()
+    return in_crew
 
 
 def test_alone_nothing_is_shared() -> None:
@@ -102,6 +94,45 @@ def test_what_fails_in_one_fails_in_all(crews: Any) -> None:
     found = crews(3, work)
     assert all(type(each) is Refused and str(each).endswith(": no such colour") for each in found)
     assert {str(each).split(" on ")[0] for each in found} == {"process 1"}
+
+
+def test_others_go_on_before_they_fail_too(crews: Any) -> None:
+    done: list[int] = []
+
+    def do(piece: int) -> None:
+        if piece == 12:
+            raise ValueError("bad luck")
+        time.sleep(0.01)
+        done.append(piece)
+
+    pieces = range(10, 20)
+    found = crews(2, lambda crew: share(crew, pieces, do))
+    assert all(isinstance(each, ValueError) and str(each).endswith("bad luck") for each in found)
+    assert sorted(done) == [piece for piece in pieces if piece != 12], "what is done is kept"
+    turns: list[int] = []
+    assert crews(2, lambda crew: share(crew, [], do, lambda: turns.append(1) or time.sleep(0.1))) == [None, None]
+    share(Crew(), [3, 4], done.append)
+    assert done[-2:] == [3, 4]
+
+
+def test_waiting_for_others_is_told(crews: Any) -> None:
+    told: list[int] = []
+
+    def work(crew: Crew) -> None:
+        with crew.together(lambda: told.append(crew.rank)):
+            time.sleep(0.2 * crew.rank)
+
+    assert crews(2, work) == [None, None] and set(told) == {0}
+
+
+def test_all_are_to_do_the_same(crews: Any) -> None:
+    def work(crew: Crew) -> None:
+        check_agreed(crew, {"size": 4, "device": "a"}, "bake another cake")
+        check_agreed(crew, {"size": 4 + (crew.rank == 2), "device": "b"}, "bake another cake")
+
+    assert {str(each) for each in crews(3, work)} == {
+        "process 2 would bake another cake than the main one: of other size (5, not 4)"
+    }
 
 
 def test_the_main_process_speaks_for_all(crews: Any) -> None:
@@ -214,6 +245,25 @@ def test_what_others_write_must_be_seen(crews: Any, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(Path, "touch", touch)
     for each in crews(3, lambda crew: check_shared(crew, tmp_path)):
         assert isinstance(each, ValueError) and "what processes [1] write" in str(each)
+
+
+def test_a_folder_is_held_by_one_job(crews: Any, tmp_path: Path) -> None:
+    prepared: list[int] = []
+
+    def work(crew: Crew) -> Any:
+        with held(crew, tmp_path / "a" / "b", "bakery", lambda: prepared.append(crew.rank)):
+            inside = crew.gather(len(prepared))
+            if crew.main:
+                with pytest.raises(ValueError, match="another bakery is at work in .*choose another folder"):
+                    held(Crew(), tmp_path / "a" / "b", "bakery").__enter__()
+            return crew.gather(inside)[0]
+
+    assert crews(2, work) == [[1, 1]] * 2 and prepared == [0]
+    with held(Crew(), tmp_path / "a" / "b", "bakery"):
+        assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == [".lock"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write into folder"), held(Crew(), tmp_path / "file" / "x", "bakery"):
+        pass
 
 
 def test_a_file_may_come_late(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from vidaccel._version import __version__
-from vidaccel.api import disable, enable, summary
+from vidaccel.api import disable, enable, parallel_plan, summary
 from vidaccel.caching import POLICIES, Cache, CachePolicy
 from vidaccel.calibration import calibrate, calibrate_cache
+from vidaccel.guidance import guidance_parallel
 from vidaccel.layout import TokenLayout
 from vidaccel.methods import METHODS, Method
 from vidaccel.miniature import load_miniature
@@ -44,7 +45,9 @@ __all__ = [
     "calibrate_cache",
     "disable",
     "enable",
+    "guidance_parallel",
     "load_miniature",
+    "parallel_plan",
     "sparse_attention",
     "summary",
 ]

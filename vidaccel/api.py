@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from vidaccel import kernels
+from vidaccel import guidance, kernels
 from vidaccel.asked import AUTO, aimed, cache_of, method_of, profile_of, setting_of
 from vidaccel.caching import Cache, CachePolicy
 from vidaccel.caching.runtime import whole
 from vidaccel.compensation import Compensation
 from vidaccel.methods import Method, ModelFacts
+from vidaccel.parallel import alive, plans
 from vidaccel.pipelines import compiled, experts, family_for, family_of
 from vidaccel.pipelines.base import Family
 from vidaccel.pipelines.generic import Generic
@@ -79,6 +80,9 @@ def enable(
     With `precision`, INT8 scores follow SageAttention (Zhang et al., 2024).
     """
     modules = experts(pipe)
+    if any(plans.configured(each) is not None for each in modules.values()):
+        # So that what only this process finds amiss below ends the others, too.
+        alive.watch()
     transformer = next(iter(modules.values()))
     told = family_for(family, modules)
     known = told or family_of(transformer)
@@ -135,11 +139,37 @@ def _replace(target: Any, session: Session) -> None:
 def disable(target: Any) -> None:
     """Make a pipeline or transformer exactly what it was before `enable`; harmless if it is not enabled.
 
+    A model whose own attention cannot compute it split over processes becomes whole again, on every process.
+
     Raises:
         ValueError: `target` has no video transformer.
     """
     for session in _sessions(target):
         session.detach()
+    for transformer in experts(target).values():
+        if plans.guarded(transformer):
+            plans.undo(transformer)
+            plans.unguard(transformer)
+
+
+def parallel_plan(transformer: nn.Module) -> dict[str, Any]:
+    """How one clip is split over processes: what ``enable_parallelism`` takes as its ``cp_plan``.
+
+    Needed where a model is split before it is enabled; afterwards ``enable_parallelism(config=...)`` finds it by
+    itself. See docs/parallel.md.
+
+    Args:
+        transformer: a denoiser.
+
+    Raises:
+        ValueError: its class has no family, or one clip of it cannot be split.
+    """
+    family = family_of(transformer)
+    plan = family.parallel_plan(transformer)
+    alive.watch()
+    if ATTRIBUTE not in transformer.__dict__:
+        plans.guard(transformer, family)
+    return plan
 
 
 @contextlib.contextmanager
@@ -147,8 +177,10 @@ def set_aside(pipe: Any) -> Iterator[None]:
     """A pipeline without what is enabled on it and without its own progress bar; both come back after the block.
 
     Raises:
-        ValueError: `pipe` has no video transformer.
+        ValueError: `pipe` has no video transformer, or computes a part of its guidance passes.
     """
+    for transformer in experts(pipe).values():
+        guidance.check_whole(transformer)
     found = _sessions(pipe)
     bar: dict[str, Any] | None = pipe.__dict__.get("_progress_bar_config")
     for session in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from vidaccel import debug, kernels
 from vidaccel.costs import default_for
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import COMMON
+from vidaccel.parallel import ring
+from vidaccel.parallel.split import Split
 from vidaccel.plan import AttentionPlan
 from vidaccel.schedule import StepPlan
 from vidaccel.setting import Setting
@@ -23,6 +25,8 @@ from vidaccel.summary import Tally
 
 LAYOUTS_KEPT = 8
 FIRST_STEPS = "in first steps"
+Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Dense attention: of query, key, value and key lengths."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,15 @@ class Spot:
     Args:
         site: where it happens.
         plan: which steps and layers of its run are dense.
-        like: an empty query of one token, ``[1, 1, heads, head_dim]``, of the call's type and on its device.
+        like: an empty query of one token, ``[1, 1, heads, head_dim]``, of the call's type and on its device; of all
+            heads, those included that are with other processes.
+        split: of a clip whose keys and values go round a ring of processes; None where all are here.
     """
 
     site: Site
     plan: StepPlan
     like: Tensor
+    split: Split | None = None
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +81,7 @@ class Calls:
 
     def attend(
         self, spot: Spot, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None,
-        dense: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor],
+        dense: Dense,
     ) -> tuple[Tensor, str]:  # fmt: skip
         """One call.
 
@@ -82,7 +89,7 @@ class Calls:
             spot: where it happens.
             query, key, value: ``[batch, tokens, heads, head_dim]``.
             key_lengths: int ``[batch]``, valid keys of each row; None where all are.
-            dense: computes it in full, given these tensors.
+            dense: computes it in full, given these tensors; see `dense`.
 
         Returns:
             The output, and how it came about in words.
@@ -91,7 +98,7 @@ class Calls:
         if reason is None:
             plan = self._plan(site, query, key, value)
             if plan.mask is not None:
-                out, ran = self._sparse(site, plan, query, key, value, key_lengths)
+                out, ran = self._sparse(spot, plan, query, key, value, key_lengths)
                 known = method.static and ran is plan
                 self.count_sparse(self.statics(site).made(site) if known else ran, spot)
                 how = f"sparse by {method.name}, precision {self.setting.precision or query.dtype}"
@@ -124,6 +131,40 @@ class Calls:
         whole = method.static and self.statics(site).made(site).mask is None
         if not whole and self.why_dense(replace(spot, site=site)) is None:
             self.setting.compensation.check(queries(), site)
+
+    def check_ring(self, sites: Iterable[Site]) -> None:
+        """Refuse what cannot be computed where keys and values go round a ring of processes.
+
+        Args:
+            sites: that the schedule leaves to the method.
+
+        Raises:
+            ValueError: what, why, and what to do instead.
+        """
+        setting = self.setting
+        ring.check_setting(setting.method.name, setting.method.static, setting.compensation is not None)
+        for site in sites:
+            if site.layout.tokens >= (setting.min_tokens or 0):
+                where = f"{setting.method.name} in layer {site.layer} of {site.expert} at step {site.step}"
+                ring.check_plan(self.statics(site).made(site), where)
+
+    def dense(self, spot: Spot, stock: Dense) -> Dense:
+        """What computes a dense call: the stock function, unless only a part of the keys is here.
+
+        Args:
+            spot: where the call happens.
+            stock: given query, key, value and key lengths.
+        """
+        if spot.split is None:
+            return stock
+        run = functools.partial(self._kernel(spot), backend_name=self.setting.backend)
+        return lambda query, key, value, lengths: run(query, key, value, AttentionPlan(), key_lengths=lengths)[0]
+
+    def _kernel(self, spot: Spot) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """`kernels.attention`, or what stands for it where only a part of the keys is here."""
+        if spot.split is None:
+            return kernels.attention
+        return functools.partial(ring.attention, split=spot.split, layout=spot.site.layout)
 
     def check_finite(self, out: Tensor, query: Tensor, key: Tensor, value: Tensor, site: Site, how: str) -> None:
         """Refuse an output that is not finite, if the setting asks to look.
@@ -190,6 +231,21 @@ class Calls:
         """The static plans of a site's layout and number of steps."""
         return self.statics_of(site.layout, site.steps)
 
+    def loads(self, site: Site, plan: StepPlan, heads: int, run: Iterable[int]) -> list[float] | None:
+        """What each head of a layer costs over a run, where that is known before it; see `StaticPlans.loads`.
+
+        Args:
+            site: in some step.
+            plan: which steps are sparse.
+            heads: of all processes.
+            run: its steps.
+        """
+        if not self.setting.method.static or site.layout.tokens < (self.setting.min_tokens or 0):
+            return None
+        sites = [replace(site, step=step) for step in run if plan.is_sparse(step, site.layer)]
+        every = [self.statics(each).loads(each, heads) for each in sites]
+        return [sum(costs) for costs in zip(*every, strict=True)] if every else None
+
     def count_sparse(self, plan: AttentionPlan, spot: Spot) -> None:
         """Count a sparse call; the plan may be on another device."""
         backend = self._backend_for(spot.like.shape, spot.like.dtype, spot.device)
@@ -205,7 +261,9 @@ class Calls:
         return words
 
     def _record(self, plan: AttentionPlan, spot: Spot, whole: bool = False) -> None:
-        self.tally.record(spot.site, plan.video_densities(spot.site.layout), spot.shape[0], whole)
+        # Static plans are known of all heads, others of those that are here.
+        here = spot.shape[0] if self.setting.method.static or spot.site.heads is None else len(spot.site.heads.own)
+        self.tally.record(spot.site, plan.video_densities(spot.site.layout), here, whole)
 
     def _plan(self, site: Site, query: Tensor, key: Tensor, value: Tensor) -> AttentionPlan:
         method = self.setting.method
@@ -216,11 +274,11 @@ class Calls:
         return plan
 
     def _sparse(
-        self, site: Site, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
+        self, spot: Spot, plan: AttentionPlan, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None
     ) -> tuple[Tensor, AttentionPlan]:
         """The output of a sparse call, and the plan that ran."""
-        setting = self.setting
-        run = functools.partial(kernels.attention, query, key, value, key_lengths=key_lengths,
+        setting, site = self.setting, spot.site
+        run = functools.partial(self._kernel(spot), query, key, value, key_lengths=key_lengths,
                                 backend_name=setting.backend)  # fmt: skip
 
         def attention(plan: AttentionPlan, return_lse: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -36,6 +36,23 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     return path
 
 
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The JSON object in a file, None where there is none to read."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def size_of(path: str | os.PathLike[str]) -> int | None:
+    """Bytes of a file, None where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
+
+
 def laid_out(value: Any, pad: str = "") -> str:
     """JSON in which what fits on a line stands on one.
 

@@ -12,7 +12,7 @@ from vidaccel.kernels import op
 from vidaccel.methods.base import Method
 from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.generic import GenericFamily
-from vidaccel.pipelines.processor import Processor
+from vidaccel.pipelines.processor import Mode, Processor
 from vidaccel.plan import AttentionPlan
 from vidaccel.site import Site
 
@@ -72,16 +72,35 @@ class Expert:
 
     def __init__(self, session: Host, name: str, transformer: nn.Module, family: Family, sparse: bool) -> None:
         self.session, self.name, self.transformer, self.family = session, name, transformer, family
-        modules: list[Any] = self.family.sites(transformer) if sparse else []
+        self.layers = self._made() if sparse else []
+        self.carriers: list[Layer] = []
+        """Of a session that leaves attention alone: what computes it where the stock processors cannot."""
+        self._handle: Any = None
+        self._after: Any = None
+
+    @property
+    def patched(self) -> list[Layer]:
+        """Every layer with a processor of ours."""
+        return self.layers or self.carriers
+
+    def carry(self) -> None:
+        """Compute dense attention in place of the stock processors, for a session that leaves it alone."""
+        if not self.patched:
+            self.carriers = self._made()
+            for layer in self.carriers:
+                layer.processor.mode = Mode.DENSE
+                layer.patch()
+
+    def _made(self) -> list[Layer]:
+        """Every layer with a processor of ours, which is not in place yet."""
+        modules: list[Any] = self.family.sites(self.transformer)
         foreign = [type(module.processor).__name__ for module in modules if not self.family.stock(module.processor)]
         if foreign:
             raise ValueError(
-                f"{type(transformer).__name__} has the attention processor {foreign[0]}, which is not "
+                f"{type(self.transformer).__name__} has the attention processor {foreign[0]}, which is not "
                 "diffusers' own: remove what set it before enabling sparse attention"
             )
-        self.layers = [Layer(session, name, index, self.family, module) for index, module in enumerate(modules)]
-        self._handle: Any = None
-        self._after: Any = None
+        return [Layer(self.session, self.name, index, self.family, module) for index, module in enumerate(modules)]
 
     def hook(self) -> None:
         """Be called before each forward."""
@@ -107,7 +126,7 @@ class Expert:
         if transformer is not self.transformer:
             # A deep copy has the same hook, and stock processors.
             return
-        if any(layer.module.processor is not layer.processor for layer in self.layers):
+        if any(layer.module.processor is not layer.processor for layer in self.patched):
             raise RuntimeError(
                 f"attention processors of {type(transformer).__name__} were replaced after sparse attention was "
                 "enabled, as fuse_qkv_projections() does: disable it, then enable it again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -127,6 +127,28 @@ class AttentionPlan:
         query_order, key_order, groups = (None if each is None else each.to(device) for each in tensors[:3])
         moved = ExtraKeys(*(each.to(device) for each in extra)) if extra else None
         return AttentionPlan(mask.to(device), query_order, key_order, moved, groups, self.notes)
+
+    def of_heads(self, heads: Sequence[int], total: int) -> AttentionPlan:
+        """The plan of some of its heads, in this order.
+
+        Args:
+            heads: which.
+            total: heads that this plan is for; its parts have one pattern for all of them, or one for each.
+
+        Raises:
+            ValueError: parts of another number of patterns, or with extra keys.
+        """
+        if self.mask is None:
+            return self
+        orders = self.query_order, self.key_order, self.key_groups
+        if self.extra is not None or any(len(each) not in (1, total) for each in (self.mask.offsets, *orders)
+                                         if each is not None):  # fmt: skip
+            raise ValueError(f"only a plan without extra keys, with one pattern or one for each of {total} heads, can "
+                             "be cut to some of them")  # fmt: skip
+        index = torch.tensor(heads, device=self.mask.offsets.device)
+        mask = self.mask if self.mask.patterns == 1 else self.mask.pick(index)
+        queries, keys, groups = (each if each is None or len(each) == 1 else each[index] for each in orders)
+        return AttentionPlan(mask, queries, keys, key_groups=groups, notes=self.notes)
 
     def density(self, layout: TokenLayout) -> Density:
         """The three densities of this plan over `layout`, from the ranges themselves. Waits for a GPU."""

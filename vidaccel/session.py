@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from vidaccel import watch
 from vidaccel.caching import time_scale
+from vidaccel.caching.base import Verdict
 from vidaccel.caching.passes import Arrival
 from vidaccel.caching.runtime import Runtime
 from vidaccel.caching.signals import twice
 from vidaccel.calls import LAYOUTS_KEPT, Calls, Spot
 from vidaccel.clock import Clock
 from vidaccel.kernels import op
+from vidaccel.parallel import plans
+from vidaccel.parallel.exchange import Exchange
+from vidaccel.parallel.sharing import Sharing
+from vidaccel.parallel.split import Split
 from vidaccel.patched import Expert, Layer
 from vidaccel.pipelines.adapters import adapters
 from vidaccel.pipelines.base import Call, Family
@@ -48,6 +53,9 @@ class Session:
         self._moment: Moment | None = None
         self._experts: list[Expert] = []
         self._halves = False
+        self._sharing = Sharing()
+        self._split: Split | None = None
+        """Of the transformer that is called."""
         self._runtime = None if setting.cache is None else Runtime(setting.cache)
         # Per instance, so that the cache dies with the session.
         self._like = functools.lru_cache(LAYOUTS_KEPT)(self._probe)
@@ -94,7 +102,7 @@ class Session:
                 family = self.setting.family_of(transformer)
                 self._attach(Expert(self, name, transformer, family, self.setting.sparse))
             owner = self._owner()
-            watch.attach(owner, self._experts)
+            watch.attach(owner, ATTRIBUTE, functools.partial(watch.check, patched=self._experts))
             owner.__dict__[ATTRIBUTE] = self
         except BaseException:
             self.detach()
@@ -108,6 +116,8 @@ class Session:
         if self._runtime is not None:
             self._runtime.attach(expert.transformer, expert.family)
         setattr(expert.transformer, ATTRIBUTE, self)
+        plans.unguard(expert.transformer)
+        plans.offer(expert.transformer, expert.family)
 
     def detach(self) -> None:
         """Undo everything that `attach` did; harmless when there is nothing to undo."""
@@ -115,12 +125,16 @@ class Session:
             expert.unhook()
         if self._runtime is not None:
             self._runtime.detach()
-        for layer in (layer for expert in self._experts for layer in expert.layers):
+        for layer in (layer for expert in self._experts for layer in expert.patched):
             layer.restore()
+        for expert in self._experts:
+            plans.withdraw(expert.transformer)
+            if plans.configured(expert.transformer) is not None:
+                plans.guard(expert.transformer, expert.family)
         for holder in (*self._modules.values(), self._owner()):
             if getattr(holder, "__dict__", {}).get(ATTRIBUTE) is self:
                 delattr(holder, ATTRIBUTE)
-        watch.detach(self._owner())
+        watch.detach(self._owner(), ATTRIBUTE)
         self._experts.clear()
         self.calls.state.clear()
         self._moment = None
@@ -150,15 +164,14 @@ class Session:
     def begin(self, expert: Expert, call: Call) -> None:
         """Take note of a transformer call: its run, step and guidance branch, and how each layer attends in it."""
         layout, timestep = expert.family.layout(expert.transformer, call), expert.family.timestep(call)
-        scheduler = getattr(self._owner(), "scheduler", None)
-        if self._clock.read(timestep, scheduler, expert.family.scheduled(scheduler)):
-            self._begin_run()
+        self._tick(expert.family, timestep)
         self.setting.method.check_steps(self._clock.steps)
         plan = self.setting.schedule.resolve(self._clock.steps, len(expert.layers), self.setting.computed)
         branches, branch = expert.family.branches, self._clock.calls
         name = branches[branch] if branch < len(branches) else f"pass{branch}"
         self._moment = Moment(expert.name, name, self._clock.step, layout, plan)
         self._tally.layout, self._tally.steps = layout, self._clock.steps
+        self._share(expert, call)
         # Without layers of ours there is a cache, whose blocks they would be.
         depth = len(expert.layers) or len(expert.family.blocks(expert.transformer))
         self._tally.course.begin(self._now.call, depth)
@@ -173,9 +186,32 @@ class Session:
             arrival = self._arrival(expert, call, float(timestep.max()), timestep.device)
             self._runtime.begin(arrival, expert.transformer, expert.family)
 
+    def _tick(self, family: Family, timestep: Tensor) -> None:
+        """Count a transformer call."""
+        scheduler = getattr(self._owner(), "scheduler", None)
+        if self._clock.read(timestep, scheduler, family.scheduled(scheduler)):
+            self._begin_run()
+
+    def agree(self, agree: Callable[[Verdict | None], Verdict] | None) -> None:
+        """Share what a cache decides for the first guidance pass of a step with who computes the others; see
+        `Runtime.agree`."""
+        if self._runtime is not None:
+            self._runtime.agree = agree
+
+    def pass_by(self, transformer: nn.Module, call: Call, agree: Callable[[Verdict | None], Verdict]) -> None:
+        """Take note of a guidance pass that other processes compute: it counts as one of its step."""
+        family, clock = self.setting.family_of(transformer), self._clock
+        self._tick(family, family.timestep(call))
+        self._tally.note("other processes computed the other guidance pass of each step")
+        if self._runtime is not None and self._caches(self._runtime.cache.min_steps):
+            name = next(name for name, module in self._modules.items() if module is transformer)
+            self._runtime.pass_by(name, clock.step, clock.calls, agree)
+
     def _prepare(self, expert: Expert, device: torch.device, blocks: Sequence[int]) -> None:
         """Tell the layers of some blocks, which are about to run, how to attend."""
         self._tally.course.run(self._now.call, blocks)
+        for index in blocks if expert.patched else ():
+            expert.patched[index].processor.exchange = self._exchange(expert.patched[index])
         for index in blocks if expert.layers else ():
             expert.layers[index].processor.mode = self._mode(expert.layers[index], device)
 
@@ -205,6 +241,7 @@ class Session:
             now.expert, now.branch, clock.calls, now.step, clock.steps, timestep, clock.timesteps,
             now.plan.may_reuse(now.step), (sparse, level, weights, now.layout), sparse, allowance,
             0.5 if self._halves else 0.0, call, functools.partial(self._prepare, expert, device),
+            None if self._split is None else self._split.every,
         )  # fmt: skip
 
     def _expected(self, site: Site) -> float:
@@ -212,8 +249,57 @@ class Session:
         method = self.setting.method
         return self._statics.density(site) if method.static else expected_density(method, site)
 
+    def _share(self, expert: Expert, call: Call) -> None:
+        """Find out how the transformer that is called is split over processes, and what that asks for.
+
+        Raises:
+            ValueError: in a way that cannot be computed here.
+        """
+        split = self._split = self._sharing.split(expert.name, expert.transformer, expert.family)
+        if split is None:
+            return
+        self._sharing.meet(split, self._clock, self.setting.shared, call)
+        expert.family.check_split(self._now.layout)
+        split.sizes(self._now.layout.video_tokens)
+        if split.ring.size > 1:
+            self._check_ring()
+        if self.observer is not None:
+            raise ValueError(f"a clip that is split ({split}) cannot be observed: no process sees all heads; observe "
+                             "it in one process")  # fmt: skip
+        here = "" if self.setting.method.static else "; densities are of this process's heads"
+        self._tally.note(f"one clip is computed by {split.every.size} processes: {split}{here}")
+        if not expert.family.stock_splits:
+            expert.carry()
+        for layer in expert.carriers:
+            layer.processor.mode = Mode.DENSE if split.ring.size == 1 else Mode.BY_HANDLE
+        for layer in expert.patched:
+            layer.processor.stock_splits = expert.family.stock_splits
+
+    def _check_ring(self) -> None:
+        """Refuse what a ring cannot compute: at the start of a run, of all its steps and experts."""
+        now, steps = self._now, self._clock.steps
+        run = (now.step,) if steps is None or now.step > 0 else range(steps)
+        layers = (layer for expert in self._experts for layer in expert.layers)
+        self.calls.check_ring(
+            dataclasses.replace(self._site_of(layer), expert=layer.expert, step=step)
+            for layer in layers for step in run if now.plan.is_sparse(step, layer.index)
+        )  # fmt: skip
+
+    def _exchange(self, layer: Layer) -> Exchange | None:
+        """What a layer exchanges with other processes; None where there are none."""
+        if self._split is None:
+            return None
+        now, heads, steps = self._now, self._heads(layer), self._clock.steps
+        run = (now.step,) if steps is None else range(steps)
+        loads = functools.partial(self.calls.loads, self._site_of(layer), now.plan, heads, run)
+        return self._sharing.exchange(self._split, (layer.expert, layer.index, now.layout), heads, loads)
+
+    def _heads(self, layer: Layer) -> int:
+        return self.family.heads(self._modules[layer.expert])[0]
+
     def _begin_run(self) -> None:
         self.calls.forget()
+        self._sharing.forget()
         if (note := self.setting.elsewhere(self._owner(), self._clock.steps)) is not None:
             self._tally.note(note)
         if self._runtime is not None:
@@ -228,6 +314,8 @@ class Session:
         if self.setting.check_finite or self.observer is not None or torch.is_grad_enabled():
             return Mode.BY_HANDLE
         spot = self._spot(layer, device)
+        if spot.split is not None:
+            return Mode.BY_HANDLE
         reason = self.calls.why_dense(spot)
         if reason is None:
             setting = self.setting
@@ -254,7 +342,10 @@ class Session:
         """
         self._check_place(layer, query)
         spot = self._spot(layer, query.device)
-        out, how = self.calls.attend(spot, query, key, value, key_lengths, layer.processor.dense)
+        dense = self.calls.dense(spot, layer.processor.dense)
+        if not self.setting.sparse:
+            return dense(query, key, value, key_lengths)
+        out, how = self.calls.attend(spot, query, key, value, key_lengths, dense)
         self.calls.check_finite(out, query, key, value, spot.site, how)
         return out
 
@@ -265,13 +356,20 @@ class Session:
                 "a patched attention layer ran outside its transformer's forward, so that its step and "
                 "token grid are unknown: call the transformer itself, or disable sparse attention"
             )
-        if query.shape[1] != moment.layout.tokens:
+        exchange = self._exchange(layer)
+        if query.shape[1] != (moment.layout.tokens if exchange is None else exchange.inside):
             raise RuntimeError(f"an attention call of {query.shape[1]} tokens does not fit the grid {moment.layout}")
 
     def _spot(self, layer: Layer, device: torch.device) -> Spot:
-        return Spot(self._site(layer), self._now.plan, self._like(layer.expert, device))
+        ring = self._split if self._split is not None and self._split.ring.size > 1 else None
+        return Spot(self._site(layer), self._now.plan, self._like(layer.expert, device), ring)
 
     def _site(self, layer: Layer) -> Site:
+        exchange = self._exchange(layer)
+        return dataclasses.replace(self._site_of(layer), heads=None if exchange is None else exchange.dealt)
+
+    def _site_of(self, layer: Layer) -> Site:
+        """Where a layer's call happens, whatever process has which of its heads."""
         moment = self._now
         layers = next(len(expert.layers) for expert in self._experts if expert.name == layer.expert)
         return Site(layer.index, layers, moment.step, self._clock.steps, moment.branch, moment.expert, moment.layout)

@@ -86,6 +86,15 @@ class Setting:
                   "compensation": self.compensation and self.compensation.to_dict()}  # fmt: skip
         return hashlib.sha256(json.dumps(chosen, sort_keys=True, default=str).encode()).hexdigest()
 
+    @property
+    def shared(self) -> dict[str, str]:
+        """What processes that compute one clip together must have chosen alike; where files lie does not matter."""
+        cache = None if self.cache is None else [
+            _without_files(self.cache.to_dict()), [each.digest for each in self.cache.calibrations]
+        ]  # fmt: skip
+        values = {"attention": self.attention, "cache": cache, "min_tokens": self.min_tokens, "costs": self.costs}
+        return {name: json.dumps(value, sort_keys=True, default=str) for name, value in values.items()}
+
     def check_calibration(self, owner: Any, steps: int | None) -> None:
         """Refuse a run that the cache's calibration is not for, before its first forward.
 
@@ -117,3 +126,10 @@ class Setting:
     def computed(self) -> tuple[float, float] | None:
         """Steps at the start and the end that a cache never reuses; None without one."""
         return None if self.cache is None else self.cache.computed
+
+
+def _without_files(value: Any) -> Any:
+    """A JSON value without the paths that it names."""
+    if isinstance(value, Mapping):
+        return {name: _without_files(each) for name, each in value.items() if name != "file"}
+    return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vidaccel.costs import DEFAULT_BLOCK, CostModel, Counts
+from vidaccel.costs.shipped import GPU
 from vidaccel.layout import TokenLayout
 from vidaccel.methods.base import Method
 from vidaccel.methods.dynamic import Dynamic
@@ -22,9 +23,10 @@ class StaticPlans:
         self._method = method
         self._layout = layout
         self._made: dict[Site, AttentionPlan] = {}
-        self._moved: dict[tuple[Site, torch.device], AttentionPlan] = {}
+        self._moved: dict[tuple[Site, torch.device, tuple[int, ...]], AttentionPlan] = {}
         self._densities: dict[Site, float] = {}
         self._shares: dict[tuple[Site, CostModel], float] = {}
+        self._loads: dict[Site, list[float]] = {}
 
     def made(self, site: Site) -> AttentionPlan:
         """The plan that serves a site, on the CPU: there its densities are counted."""
@@ -34,11 +36,24 @@ class StaticPlans:
         return self._made[place]
 
     def on(self, site: Site, device: torch.device) -> AttentionPlan:
-        """The plan that serves a site, on a device."""
+        """The plan that serves a site, on a device; of the heads that are here, where others are elsewhere."""
         place, plan = self._method.static_site(site), self.made(site)
-        if (place, device) not in self._moved:
-            self._moved[place, device] = plan.to(device)
-        return self._moved[place, device]
+        own = () if site.heads is None or _shared(plan) else site.heads.own
+        if (place, device, own) not in self._moved:
+            total = 0 if site.heads is None else site.heads.total
+            self._moved[place, device, own] = (plan.of_heads(own, total) if own else plan).to(device)
+        return self._moved[place, device, own]
+
+    def loads(self, site: Site, heads: int) -> list[float]:
+        """What each head costs in the plan that serves a site, over what it costs dense.
+
+        By the shipped cost model of GPUs, wherever this runs: one that a process measured by itself would be another on
+        each, and they have to agree.
+        """
+        place = self._method.static_site(site)
+        if place not in self._loads:
+            self._loads[place] = GPU.by_head(self.made(site), heads)
+        return self._loads[place]
 
     def density(self, site: Site) -> float:
         """Video density of the plan that serves a site."""
@@ -53,6 +68,12 @@ class StaticPlans:
         if (place, costs) not in self._shares:
             self._shares[place, costs] = costs.cost(self.made(site), self._layout, heads=heads, head_dim=head_dim)
         return self._shares[place, costs]
+
+
+def _shared(plan: AttentionPlan) -> bool:
+    """Whether all heads have the same."""
+    mask, orders = plan.mask, (plan.query_order, plan.key_order, plan.key_groups)
+    return mask is None or (mask.patterns == 1 and all(each is None or len(each) == 1 for each in orders))
 
 
 def expected_density(method: Method, site: Site) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidaccel.patched import Expert
@@ -12,19 +12,22 @@ from vidaccel.pipelines import experts
 
 BAR = "progress_bar"
 """The method that every pipeline calls once its timesteps are set, and before its first step."""
+Check = Callable[[Any], None]
+"""Of a pipeline."""
 
 
 class Watch:
     """Stands for a pipeline's `progress_bar` in the instance's ``__dict__``; taking it away undoes everything."""
 
-    def __init__(self, pipe: Any, patched: Sequence[Expert]) -> None:
+    def __init__(self, pipe: Any) -> None:
         self._pipe = weakref.ref(pipe)
-        self._patched = patched
+        self.checks: dict[str, Check] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         pipe = self._pipe()
-        if self._patched:  # else it was undone, and this is left in a shallow copy of the pipeline
-            check(pipe, self._patched)
+        # None are left in a shallow copy of a pipeline where all was undone.
+        for check in self.checks.values():
+            check(pipe)
         return getattr(type(pipe), BAR)(pipe, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -39,7 +42,7 @@ def check(pipe: Any, patched: Sequence[Expert]) -> None:
     Raises:
         RuntimeError: a transformer or its hook is another.
     """
-    for name, module in experts(pipe).items():
+    for name, module in experts(pipe).items() if patched else ():
         expert = next((each for each in patched if each.name == name), None)
         if expert is None or expert.transformer is not module:
             what = f"{name} of {type(pipe).__name__} was replaced"
@@ -50,13 +53,24 @@ def check(pipe: Any, patched: Sequence[Expert]) -> None:
         raise RuntimeError(f"{what} after enable_sparse_attention(): call it again, or disable_sparse_attention()")
 
 
-def attach(pipe: Any, patched: Sequence[Expert]) -> None:
-    """Check a pipeline before the first step of each run; a bare transformer has none to check before."""
+def attach(pipe: Any, what: str, check: Check) -> None:
+    """Check a pipeline before the first step of each run; a bare transformer has none to check before.
+
+    Args:
+        what: whose check it is, for `detach`.
+        check: raises where a run would not be what was asked for.
+    """
     if hasattr(type(pipe), BAR):
-        pipe.__dict__[BAR] = Watch(pipe, patched)
+        found = pipe.__dict__.get(BAR)
+        if not isinstance(found, Watch):
+            found = pipe.__dict__[BAR] = Watch(pipe)
+        found.checks[what] = check
 
 
-def detach(pipe: Any) -> None:
+def detach(pipe: Any, what: str) -> None:
     """Undo `attach`; harmless where there is nothing to undo."""
-    if isinstance(getattr(pipe, "__dict__", {}).get(BAR), Watch):
-        del pipe.__dict__[BAR]
+    found = getattr(pipe, "__dict__", {}).get(BAR)
+    if isinstance(found, Watch):
+        found.checks.pop(what, None)
+        if not found.checks:
+            del pipe.__dict__[BAR]

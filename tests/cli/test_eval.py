@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import signal
@@ -14,9 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 from typer.testing import CliRunner, Result
 
+from tests.launched import ended
+from tests.launched import launched as command
 from tests.tiny import tiny_wan
 from vidaccel.cli import app
 from vidaccel.cli.output import say_error, speaking, time_left
@@ -296,18 +296,8 @@ SMALL = ["--density", "0.8", "--seed", "3", "--steps", "3"]
 
 
 def launched(settings: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    """Two processes under ``accelerate launch``, with as many threads each as this one."""
-    launcher = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
-                "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "vidaccel"]  # fmt: skip
-    words = [*launcher, "eval", str(settings), "--out", str(out), *SMALL, *more]
-    return subprocess.Popen([sys.executable, "-m", "accelerate.commands.launch", *words], text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
-
-
-def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    stdout, stderr = process.communicate(timeout=600)
-    return process.returncode, stdout, stderr
+    """Two processes under ``accelerate launch``."""
+    return command("eval", settings, "--out", out, *SMALL, *more)
 
 
 @pytest.fixture(scope="module")

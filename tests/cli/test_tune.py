@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.launched import ended, launched
 from tests.tiny import tiny_wan
 from vidaccel.cli import app
 from vidaccel.profile import Profile
@@ -121,3 +122,21 @@ def test_without_optuna_it_says_what_to_install(words: list[Any], monkeypatch: p
     find = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: None if name == "optuna" else find(name, *more))
     assert "pip install 'vidaccel[tune]'" in refused(*words)
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_profile(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    given = ["--model", folder, "--prompts", tmp_path / "prompts.txt", *SIZE, "--budget", "200h", "--trials", 2,
+             "--target", "speedup>=0.01", "--out", tmp_path / "tuned.json", "--device", "cpu", "--json"]  # fmt: skip
+    code, stdout, stderr = ended(launched("tune", *given))
+    assert code == 0, stderr
+    values = json.loads(stdout)
+    assert values["kind"] == "tuned" and values["met"] and values["trials"] == 2
+    profile = Profile.load(tmp_path / "tuned.json")
+    assert [each.to_dict() for each in profile.points] == values["points"]
+    assert profile.aim is not None and profile.aim.evidence["prompts"]["count"] == 2
+    assert stderr.count("left: loading") == 1 and "left: measuring on 2 prompts at once" in stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prompts.txt", "tuned.json"], "the work is tidied up"
+    code, stdout, stderr = ended(launched("tune", *given, "--target", "beauty>=3"))
+    assert code == 1 and stdout == "" and stderr.count("error: target 'beauty>=3'") == 1

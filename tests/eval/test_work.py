@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from tests.eval.cases import plan, source
-from vidaccel.eval import bench, reporter
+from vidaccel.eval import bench
 from vidaccel.eval.cells import Cell
 from vidaccel.eval.clip import Clip
-from vidaccel.eval.forecast import Forecast, Pace, Task, seconds_left
 from vidaccel.eval.store import Store, reference_name
 from vidaccel.eval.work import rounds_of, tasks_of
 from vidaccel.files import write_text
+from vidaccel.processes import reporter
+from vidaccel.processes.forecast import Forecast, Pace, Task, seconds_left
 from vidaccel.processes.launched import Launched
 
 PROMPTS = ["a red circle", "a blue square", "a star"]

@@ -13,22 +13,19 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 import vidaccel
-from tests.methods.test_mixed import BLOCK, PATTERNS, layer
+from tests.methods.test_mixed import BLOCK
 from tests.pipelines.cases import NEVER_DENSE, Everything, error, forward
 from tests.pipelines.models import models
 from tests.pipelines.models.model import Model
+from tests.pipelines.settings import DROPPING, setting
 from tests.pipelines.support import proves
-from vidaccel.heads import HeadTable
 from vidaccel.methods import METHODS
 from vidaccel.pipelines import family_of
 from vidaccel.pipelines.base import Call
-from vidaccel.profile import Profile
 
 NAMES = list(models())
 PIPELINES = [name for name, each in models().items() if each.pipeline is not None]
 CACHED = [name for name, each in models().items() if family_of(each.build()).cacheable]
-DROPPING = {"radial": {"decay": 0.0, "split": 16, "sink": False}, "svg": {}, "neighborhood": {"density": 0.4}}
-"""Options by which static methods leave pairs out on the tiny grids."""
 ALL_DENSE: dict[str, Any] = {"min_tokens": 0, "schedule": {"dense_first_steps": 1.0}, "num_inference_steps": 4}
 SPARSE: dict[str, Any] = {"min_tokens": 0, "schedule": NEVER_DENSE, "num_inference_steps": 4}
 
@@ -48,33 +45,6 @@ def _graphs() -> Iterator[None]:
     """No compiled code of one model is there for the next."""
     yield
     torch._dynamo.reset()
-
-
-def options(name: str) -> dict[str, Any]:
-    """Of a method, such that it leaves pairs out of tiny grids."""
-    fields = METHODS[name].__dataclass_fields__  # type: ignore[attr-defined]
-    small = {"density": 0.4, "block": BLOCK, **({"refresh": 2} if "refresh" in fields else {})}
-    return DROPPING.get(name, {"block": BLOCK}) | {
-        key: each for key, each in small.items() if key in fields and not (name == "radial" and key == "density")
-    }
-
-
-def profile(transformer: nn.Module) -> Profile:
-    """Heads of all kinds, in every layer."""
-    family = family_of(transformer)
-    heads, _ = family.heads(transformer)
-    layers = tuple(layer(*((1, 2) * heads)[:heads]) for _ in family.sites(transformer))
-    table = HeadTable(BLOCK, PATTERNS, (1.0,), {"transformer": (layers,)})
-    return Profile("head_profile", {"max_error": 1e-3}, NEVER_DENSE, 0, heads=table)
-
-
-def setting(name: str, transformer: nn.Module) -> tuple[Any, dict[str, Any]]:
-    """The method to enable, and its options."""
-    if name == "head_profile":
-        return profile(transformer), {}
-    if name == "mixed":
-        return METHODS["mixed"].of(profile(transformer), dynamic="nabla", dynamic_density=0.4, refresh=2), {}  # type: ignore[attr-defined]
-    return name, options(name)
 
 
 def at(transformer: nn.Module, call: dict[str, Any], step: int) -> dict[str, Any]:

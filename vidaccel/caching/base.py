@@ -64,8 +64,17 @@ class Verdict:
 class Signals(Protocol):
     """What a policy may look at before a call's blocks run; each is computed when it is asked for.
 
-    All are of the batch rows that decide: the conditional half where both guidance passes share one call.
+    All are of the batch rows that decide: the conditional half where both guidance passes share one call. Where one
+    clip is split over processes, each sees its own tokens of what the blocks give, and must come to the same verdict:
+    what a verdict goes by is a `mean`, or made of what was `agreed`.
     """
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all elements, of a tensor of whole latents or tokens or of those that this process has: one number
+        of its type, on all processes the same."""
+
+    def agreed(self, values: Tensor) -> Tensor:
+        """A few numbers that each process has computed by itself, from the same: on all processes the same."""
 
     def latents(self) -> Tensor:
         """The model's input, the channels that its output has, too: ``[batch, ...]``."""

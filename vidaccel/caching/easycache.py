@@ -55,7 +55,7 @@ class EasyCache(CachePolicy):
         if turn.must_compute or turn.since == 0 or before is None or RATE not in state:
             state[SUM] = 0.0
             return Verdict(False)
-        moved = state[RATE] * (now - before).abs_().mean() / mean_size(state[OUTPUT])
+        moved = state[RATE] * signals.mean((now - before).abs_()) / mean_size(state[OUTPUT], signals.mean)
         total = state[SUM] + moved.item()
         reuse = total < self.threshold * turn.allowance
         state[SUM] = total if reuse else 0.0
@@ -65,5 +65,6 @@ class EasyCache(CachePolicy):
         entered = state[BEFORE]
         output = entered + residual.detach()
         if OUTPUT in state:
-            state[RATE] = (output - state[OUTPUT]).abs_().mean() / mean_size(entered - state[INPUT])
+            moved = mean_size(entered - state[INPUT], signals.mean)
+            state[RATE] = signals.mean((output - state[OUTPUT]).abs_()) / moved
         state[INPUT], state[OUTPUT] = entered, output

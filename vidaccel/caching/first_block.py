@@ -51,7 +51,7 @@ class FirstBlock(CachePolicy):
         if turn.must_compute or turn.since == 0 or reference is None:
             state[NOW] = now
             return Verdict(False)
-        change = relative_change(now, reference).item()
+        change = relative_change(now, reference, signals.mean).item()
         reuse = change <= self.threshold * turn.allowance
         # The blocks that follow may need the memory: what a reused step had is not kept.
         if not reuse:

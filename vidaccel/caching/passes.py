@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from vidaccel.caching.base import Turn
-from vidaccel.caching.changes import relative_change
+from vidaccel.caching.changes import Mean, here, relative_change
 from vidaccel.caching.log import Decision
 from vidaccel.caching.predictors import Kept, Predictor
 from vidaccel.caching.signals import Model, Seen
+from vidaccel.site import Ranks
 
 Streams = list[Tensor]
 Spot = tuple[int, int]
@@ -35,6 +36,7 @@ class Arrival:
         rows: where the batch rows that decide begin, as a share of the batch.
         call: the arguments of the forward.
         prepare: to be told which blocks will run, before they do.
+        every: the processes that compute this clip together, whose blocks get their own tokens; None for one alone.
     """
 
     expert: str
@@ -51,6 +53,7 @@ class Arrival:
     rows: float
     call: Any
     prepare: Callable[[Sequence[int]], None]
+    every: Ranks | None = None
 
 
 @dataclass
@@ -62,14 +65,14 @@ class Difference:
     """Steps in a row that went by it."""
     _change: Tensor | float | None = None
 
-    def measure(self, predictor: Predictor, spot: Spot, step: int, value: Tensor) -> None:
-        """Both passes of a step were computed."""
+    def measure(self, predictor: Predictor, spot: Spot, step: int, value: Tensor, mean: Mean = here) -> None:
+        """Both passes of a step were computed; `mean` as `Seen.mean`."""
         last = self.kept.get(spot)
         if spot == OUTPUT:
             # Of several segments and streams, the first one's video tokens speak for all, as where policies observe.
             self.guided = 0
             if last is not None:
-                self._change = relative_change(value, last.last) / (step - last.step)
+                self._change = relative_change(value, last.last, mean) / (step - last.step)
         self.kept[spot] = predictor.keep(last, step, value)
 
     def change(self) -> float | None:

@@ -48,4 +48,4 @@ class Rehash(CachePolicy):
     def observe(self, turn: Turn, signals: Signals, residual: Tensor, state: dict[str, Any]) -> None:
         before, state[RESIDUAL] = state.get(RESIDUAL), residual.detach()
         if before is not None and turn.since == 1:
-            state[CHANGE] = relative_change(residual.detach(), before)
+            state[CHANGE] = relative_change(residual.detach(), before, signals.mean)

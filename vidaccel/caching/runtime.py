@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from vidaccel.caching.passes import OUTPUT, Arrival, Branch, Pass, Spot, Streams
 from vidaccel.caching.predictors import Affine
 from vidaccel.caching.signals import Model, Seen
 from vidaccel.caching.time_scale import TimeScale
+from vidaccel.parallel import shares
 
 
 class Runtime:
@@ -32,6 +33,8 @@ class Runtime:
         self._passes = 0
         self._pass: Pass | None = None
         self._time: TimeScale | None = None
+        self.agree: Callable[[Verdict | None], Verdict] | None = None
+        """Where other processes compute the later guidance passes of a step: tells them the verdict on the first."""
 
     @property
     def armed(self) -> bool:
@@ -117,17 +120,27 @@ class Runtime:
         if key not in self._branches or self._branches[key].regime != arrival.regime:
             self._branches[key] = Branch(arrival.regime)
         segments = self.cache.policy.segments(self._blocks[id(transformer)])
-        seen = Seen(model, transformer, arrival.call, arrival.rows)
+        seen = Seen(model, transformer, arrival.call, arrival.rows, arrival.every)
         self._pass = Pass(arrival, model, transformer, self._branches[key], segments, seen)
         self.log.start(seen.device)
+
+    def pass_by(self, expert: str, step: int, index: int, agree: Callable[[Verdict | None], Verdict]) -> None:
+        """Take note of a guidance pass that other processes compute: where it leads, its verdict counts here, too.
+
+        Args:
+            index: calls of the step before it.
+            agree: waits for its verdict; see `agree`.
+        """
+        self._began.setdefault(expert, step)
+        if self.cache.policy.leads and index == 0:
+            self._led = (expert, step, agree(None))
 
     def run(self, index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a block returns: its own output, what it was given, or what its segment is predicted to give."""
         now = self._now
-        call = now.seen.block_call(args, kwargs)
-        streams = [call.get(name, position) for name, position in now.model.streams]
+        streams = self._streams(now, block, args, kwargs)
         if index == 0:
-            now.seen.first(block, call)
+            now.seen.first(block, now.seen.block_call(args, kwargs), streams)
             if now.segments[0][0] > 0:
                 now.arrival.prepare(range(now.segments[0][0]))
         number = next((number for number, (start, end) in enumerate(now.segments) if start <= index < end), None)
@@ -143,6 +156,13 @@ class Runtime:
             return out
         last = index == now.segments[number][1] - 1
         return _packed(self._leaving(now, number) if last and self._stacked else streams)
+
+    def _streams(self, now: Pass, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
+        """What a block takes and returns changed, of this process's tokens."""
+        if now.arrival.every is not None:
+            args, kwargs = shares.of_call(block, args, kwargs)
+        call = now.seen.block_call(args, kwargs)
+        return [call.get(name, position) for name, position in now.model.streams]
 
     @property
     def _now(self) -> Pass:
@@ -187,7 +207,10 @@ class Runtime:
         verdict = policy.decide(turn, now.seen, now.branch.state)
         if policy.leads:
             # As it came out: a step that the plan computes is computed by every pass.
-            self._led = (turn.expert, turn.step, Verdict(verdict.reuse and not turn.must_compute, verdict.indicator))
+            said = Verdict(verdict.reuse and not turn.must_compute, verdict.indicator)
+            self._led = (turn.expert, turn.step, said)
+            if self.agree is not None and now.arrival.index == 0:
+                self.agree(said)
         return verdict
 
     def _left_to_run(self, now: Pass) -> list[int]:
@@ -219,7 +242,7 @@ class Runtime:
         if first is not None and self.cache.guided_steps:
             self._check_passes(value, first.kept[spot].last)
             difference = value - first.kept[spot].last
-            branch.difference.measure(self.cache.predictor, spot, now.arrival.step, difference)
+            branch.difference.measure(self.cache.predictor, spot, now.arrival.step, difference, now.seen.mean)
 
     def _check_passes(self, value: Tensor, first: Tensor) -> None:
         if value.shape != first.shape:
@@ -344,7 +367,8 @@ class Runtime:
         per = stacked if self._stacked else now.seen.all_latents().nbytes
         # A later pass keeps its difference to the first one as it keeps itself.
         kinds = 2 if self.cache.guided_steps and now.arrival.index else 1
-        memory.check(per * self.cache.predictor.tensors * kinds, now.entered[0].device, self.cache.max_memory)
+        needed = per * self.cache.predictor.tensors * kinds
+        memory.check(needed, now.entered[0].device, self.cache.max_memory, now.arrival.every)
 
 
 def _packed(streams: Sequence[Tensor]) -> Any:

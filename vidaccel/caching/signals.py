@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vidaccel.site import Ranks
+
 
 class Model(Protocol):
     """What is asked of a model family; `vidaccel.pipelines.Family` is such."""
@@ -58,12 +60,17 @@ class Seen:
 
     Args:
         rows: where the batch rows that decide begin, as a share of the batch.
+        every: the processes that compute this clip together; None for this one alone.
     """
 
-    def __init__(self, model: Model, transformer: nn.Module, call: Any, rows: float) -> None:
+    def __init__(
+        self, model: Model, transformer: nn.Module, call: Any, rows: float, every: Ranks | None = None
+    ) -> None:
         self._model, self._transformer, self._call, self._rows = model, transformer, call, rows
+        self._every = every
         self._first: tuple[nn.Module, Any] | None = None
-        self._second: Any = None
+        self._entered: Tensor | None = None
+        self._second: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -75,9 +82,9 @@ class Seen:
         """The arguments of a block's call, in the form of the forward's."""
         return type(self._call)(args, kwargs)
 
-    def first(self, block: nn.Module, call: Any) -> None:
-        """Take note of the first block's call."""
-        self._first = (block, call)
+    def first(self, block: nn.Module, call: Any, streams: list[Tensor]) -> None:
+        """Take note of the first block's call, and of its streams as the block gets them: of this process's tokens."""
+        self._first, self._entered = (block, call), streams[0]
 
     def entering(self, streams: list[Tensor]) -> None:
         """Take note of what enters the first segment."""
@@ -104,6 +111,17 @@ class Seen:
         return self.rows(self._model.modulated(*self._first))
 
     def first_residual(self) -> Tensor:
-        assert self._first is not None and self._second is not None
-        name, position = self._model.streams[0]
-        return self.rows(self._second - self._first[1].get(name, position))
+        assert self._entered is not None and self._second is not None
+        return self.rows(self._second - self._entered)
+
+    def mean(self, values: Tensor) -> Tensor:
+        if self._every is None:
+            return values.mean()
+        # Processes may have different numbers of tokens: each one's mean counts by its elements.
+        count = values.new_full((), values.numel(), dtype=torch.float32)
+        total, elements = self._every.mean(torch.stack([values.mean(dtype=torch.float32) * count, count]))
+        whole: Tensor = (total / elements).to(values.dtype)
+        return whole
+
+    def agreed(self, values: Tensor) -> Tensor:
+        return values if self._every is None else self._every.mean(values).to(values.dtype)

@@ -159,12 +159,12 @@ def _of_time(turn: Turn, signals: Signals, state: dict[str, Any], needed: bool) 
     """The distance of this step's time embedding; None at the first step, or where it is not known for nothing."""
     if turn.timesteps is not None:
         if DISTANCES not in state:
-            state[DISTANCES] = distances(signals.time_embedding(turn.timesteps)).tolist()
+            state[DISTANCES] = signals.agreed(distances(signals.time_embedding(turn.timesteps))).tolist()
         return state[DISTANCES][turn.step - 1] if turn.step else None
     before, state[BEFORE] = state.get(BEFORE), turn.timestep
     if before is None or not needed:
         return None
-    return distances(signals.time_embedding((before, turn.timestep))).item()
+    return signals.agreed(distances(signals.time_embedding((before, turn.timestep)))).item()
 
 
 def _of_input(turn: Turn, signals: Signals, state: dict[str, Any], needed: bool) -> float | None:
@@ -173,7 +173,7 @@ def _of_input(turn: Turn, signals: Signals, state: dict[str, Any], needed: bool)
     before, state[BEFORE] = state.get(BEFORE), now
     if before is None or not needed:
         return None
-    return relative_change(now, before).item()
+    return relative_change(now, before, signals.mean).item()
 
 
 def _numbers(name: str, given: Any) -> tuple[float, ...]:

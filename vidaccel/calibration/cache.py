@@ -8,7 +8,6 @@ import inspect
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -25,10 +24,11 @@ from vidaccel.calibration import cache_guided as guided
 from vidaccel.calibration import cache_measures as measures
 from vidaccel.calibration.cache_recorder import Recorder
 from vidaccel.calibration.generation import Progress, check_kwargs
+from vidaccel.calibration.settings import check_whole, fingerprint
 from vidaccel.calibration.settings import described as described_argument
-from vidaccel.calibration.settings import fingerprint
-from vidaccel.calibration.work import Work
+from vidaccel.calibration.work import Work, opened
 from vidaccel.pipelines import experts, family_of
+from vidaccel.processes import Crew, share
 from vidaccel.session import ATTRIBUTE
 
 FINAL = "final"
@@ -77,14 +77,29 @@ def calibrate_cache(
     Raises:
         ValueError: whatever cannot be done, before anything runs, as far as it can be known then.
     """
-    check(prompts, samples, seed, probes)
     named = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
     kwargs = call | {name: value for name, value in named.items() if value is not None}
-    runs = Runs(pipe, tuple(prompts), kwargs, samples, seed, sparse, work, probes)
-    made = runs.run(progress)
+    made = measured(pipe, prompts, kwargs, samples=samples, seed=seed, sparse=sparse, work=work, probes=probes,
+                    progress=progress)  # fmt: skip
+    assert made is not None
     if out is not None:
         made.save(out)
     return made
+
+
+def measured(
+    pipe: Any, prompts: Sequence[str], kwargs: dict[str, Any], *, samples: int, seed: int, sparse: bool,
+    work: str | os.PathLike[str] | None, probes: int, progress: Progress | None, crew: Crew | None = None,
+) -> CacheCalibration | None:  # fmt: skip
+    """`calibrate_cache` without writing it; None in other processes than the main one.
+
+    Args:
+        kwargs: for the pipeline's call.
+        crew: the processes that share the generations, each of which calls this with the same arguments and a pipeline
+            of the same model; this one alone by default. Several need a `work` folder that all of them see.
+    """
+    check(prompts, samples, seed, probes)
+    return Runs(pipe, tuple(prompts), kwargs, samples, seed, sparse, work, probes).run(progress, crew or Crew())
 
 
 def check(prompts: Sequence[str], samples: int, seed: int, probes: int = 0) -> None:
@@ -132,7 +147,8 @@ class Runs:
             self.attention = self._enabled()
 
     def _check_model(self) -> None:
-        """Refuse a model whose blocks cannot be watched."""
+        """Refuse a model whose blocks cannot be watched, or whose clips are split."""
+        check_whole(self.modules)
         for module, family in zip(self.modules.values(), self.families.values(), strict=True):
             if not family.cacheable:
                 raise ValueError(f"the blocks of {type(module).__name__} cannot be watched: its steps have no cache")
@@ -149,32 +165,59 @@ class Runs:
         found: str = session.setting.attention
         return found
 
-    def run(self, progress: Progress | None) -> CacheCalibration:
-        """Generate for every prompt that is not done yet, and put all together.
+    def run(self, progress: Progress | None, crew: Crew) -> CacheCalibration | None:
+        """Generate for every prompt that is not done yet, each in one of the processes, and put all together in the
+        main one; None in the others.
 
         Raises:
             ValueError: a work folder of other settings; whatever only shows when the model runs.
+            RuntimeError: another process has gone.
         """
-        work = Work(self.folder, self._digest(), {"steps": self.steps, **self._prompts()})
-        found: list[dict[str, Tensor]] = []
-        for index in range(len(self.prompts)):
-            found.append(self._kept(work, index, partial(self._measured, index, progress)))
+        work = opened(crew, self.folder, self._digest(), {"steps": self.steps, **self._prompts()})
+        prompts = range(len(self.prompts))
+        self._share(crew, work, prompts, lambda index: self._measured(index, progress), progress)
+        work.see(prompts)
+        final = self._kept(work, 0).get(FINAL)
+        probes = range(len(prompts), len(prompts) + (0 if final is None else len(self.probed)))
+        self._share(crew, work, probes, lambda index: self._probe(index, final, progress), progress)
+        if not crew.main:
+            # From here on the main one may remove the folder.
+            return None
+        work.see(probes)
+        moved = {self._held(index): self._kept(work, index)["moved"].item() for index in probes}
+        return self._together([self._kept(work, index) for index in prompts], moved)
+
+    def _share(self, crew: Crew, work: Work, indices: range, make: Callable[[int], dict[str, Tensor]],
+               progress: Progress | None) -> None:  # fmt: skip
+        """Some of the generations, each in one of the processes; what was done before is not done again."""
+
+        def one(index: int) -> None:
+            if work.load(index) is None:
+                work.save(index, make(index), {})
             self._tell(progress, index, self.steps)
-        moved: dict[int, float] = {}
-        for index, step in enumerate(self.probed if FINAL in found[0] else (), len(self.prompts)):
-            probe = partial(self._probe, index, step, found[0][FINAL], progress)
-            moved[step] = self._kept(work, index, probe)["moved"].item()
-            self._tell(progress, index, self.steps)
-        return self._together(found, moved)
+
+        def waiting() -> None:
+            if progress is not None:
+                done = sum(map(work.has, range(self._all)))
+                progress("other processes", done * self.steps, self._all * self.steps)
+
+        share(crew, indices, one, waiting)
 
     @staticmethod
-    def _kept(work: Work, index: int, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What one generation measured; from the work folder, if it was done before."""
-        if work.load(index) is None:
-            work.save(index, make(), {})
+    def _kept(work: Work, index: int) -> dict[str, Tensor]:
+        """What a generation measured that is done."""
         done = work.load(index)
         assert done is not None
         return done[0]
+
+    @property
+    def _all(self) -> int:
+        """How many generations there are."""
+        return len(self.prompts) + len(self.probed)
+
+    def _held(self, index: int) -> int:
+        """The step that a probe, one of all generations, holds."""
+        return self.probed[index - len(self.prompts)]
 
     def _argument(self, name: str) -> Any:
         default = self.parameters[name].default if name in self.parameters else None
@@ -211,9 +254,10 @@ class Runs:
                 found[FINAL] = steps.latents[-1]
         return found
 
-    def _probe(self, index: int, step: int, final: Tensor, progress: Progress | None) -> dict[str, Tensor]:
+    def _probe(self, index: int, final: Tensor | None, progress: Progress | None) -> dict[str, Tensor]:
         """The first prompt once more, with a step held."""
-        return {"moved": torch.tensor(guided.moved(final, self._generate(0, index, step, progress)))}
+        assert final is not None
+        return {"moved": torch.tensor(guided.moved(final, self._generate(0, index, self._held(index), progress)))}
 
     def _generate(self, prompt: int, index: int, hold: int | None, progress: Progress | None) -> guided.Steps:
         """One generation, the one with this number of all, and what its scheduler was given."""
@@ -236,11 +280,9 @@ class Runs:
 
     def _tell(self, progress: Progress | None, index: int, done: int) -> None:
         if progress is not None:
-            prompts = len(self.prompts)
-            total = self.steps * (prompts + len(self.probed))
-            probe = index - prompts
-            what = f"measuring prompt {index + 1}" if probe < 0 else f"probing step {self.probed[probe]}"
-            progress(what, index * self.steps + done, total)
+            probe = index >= len(self.prompts)
+            what = f"probing step {self._held(index)}" if probe else f"measuring prompt {index + 1}"
+            progress(what, index * self.steps + done, self.steps * self._all)
 
     def _together(self, found: Sequence[Mapping[str, Tensor]], moved: dict[int, float]) -> CacheCalibration:
         """The calibration, from what each prompt measured."""

@@ -16,9 +16,10 @@ from vidaccel.calibration.grid import Grid
 from vidaccel.calibration.made import Own, means, own_of
 from vidaccel.calibration.probe import watched
 from vidaccel.calibration.recorder import Recorder
-from vidaccel.calibration.settings import Settings, digest
-from vidaccel.calibration.work import Work
+from vidaccel.calibration.settings import Settings, check_whole, digest
+from vidaccel.calibration.work import Work, opened
 from vidaccel.pipelines import experts, family_of
+from vidaccel.processes import Crew, share
 from vidaccel.schedule import StepPlan
 from vidaccel.site import Site
 
@@ -53,6 +54,7 @@ class Generations:
         self.prompts = range(len(settings.prompts))
         self.modules = experts(pipe)
         self.families = {name: family_of(module) for name, module in self.modules.items()}
+        check_whole(self.modules)
         parameters = inspect.signature(pipe.__call__).parameters
         check_kwargs(pipe, kwargs, parameters)
         self.steps = int(kwargs.get("num_inference_steps", parameters["num_inference_steps"].default))
@@ -61,21 +63,37 @@ class Generations:
         self._ladder: library.Ladder | None = None
         self._own: Own | None = None
 
-    def run(self) -> None:
-        """Generate for every prompt that is not done yet.
+    def run(self, crew: Crew) -> None:
+        """Generate for every prompt that is not done yet, each in one of the processes.
 
         Raises:
             ValueError: a work folder of other settings; whatever only shows when the model runs.
+            RuntimeError: another process has gone.
         """
         described = {**self.settings.described(), "steps": self.steps}
-        self.work = Work(self.folder, self.digest(), described)
-        for prompt in self.prompts:
-            if self.work.load(prompt) is None:
-                self._measure(prompt)
-            self._tell(prompt, self.steps)
-        self.check(self.grid)
+        self.work = opened(crew, self.folder, self.digest(), described)
+        # What is measured goes by the maps of all prompts that are mapped.
+        for prompts in (range(self.prompts.start, self.settings.mapping), self.prompts[self._mapped() :]):
+            share(crew, prompts, self._one, self._waiting)
+            self.work.see(prompts)
+        with crew.together():
+            self.check(self.grid)
         if self._ladder is not None:
             self._ladder.forget()
+
+    def _mapped(self) -> int:
+        """How many of the prompts run here are mapped only."""
+        return max(0, self.settings.mapping - self.prompts.start)
+
+    def _one(self, prompt: int) -> None:
+        if self.work.load(prompt) is None:
+            self._measure(prompt)
+        self._tell(prompt, self.steps)
+
+    def _waiting(self) -> None:
+        if self.progress is not None:
+            done = sum(self.work.has(prompt) for prompt in self.prompts)
+            self.progress("other processes", done * self.steps, self.steps * len(self.prompts))
 
     def digest(self) -> str:
         """Of all that the measurements depend on."""

@@ -12,6 +12,7 @@ from vidaccel.calibration.library import library as named_library
 from vidaccel.calibration.result import COSTS, Calibration, finish
 from vidaccel.calibration.settings import Settings, check_target
 from vidaccel.costs import CostModel
+from vidaccel.processes import Crew
 from vidaccel.profile import Profile
 
 
@@ -62,24 +63,32 @@ def calibrate(
     Raises:
         ValueError: whatever cannot be done, before anything runs, as far as it can be known then.
     """
-    return measured(
+    found = measured(
         pipe, prompts, target_density=target_density, max_error=max_error, bands=bands, rows=rows,
         steps_per_band=steps_per_band, library_name=library, block=block, work=work, progress=progress, seed=seed,
         generation_kwargs=generation_kwargs, cost=cost, also=also,
-    ).profile  # fmt: skip
+    )  # fmt: skip
+    assert found is not None
+    return found.profile
 
 
 def measured(
     pipe: Any, prompts: Sequence[str], *, work: str | os.PathLike[str] | None, progress: Progress | None,
-    generation_kwargs: Mapping[str, Any] | None, **options: Any,
-) -> Calibration:  # fmt: skip
-    """`calibrate`, with what a report needs."""
+    generation_kwargs: Mapping[str, Any] | None, crew: Crew | None = None, **options: Any,
+) -> Calibration | None:  # fmt: skip
+    """`calibrate`, with what a report needs; None in other processes than the main one.
+
+    Args:
+        crew: the processes that share the prompts, each of which calls this with the same arguments and a pipeline of
+            the same model; this one alone by default. Several need a `work` folder that all of them see.
+    """
+    crew = crew or Crew()
     settings, goal, cost, also = check(prompts, **options)
     first = Generations(pipe, settings, dict(generation_kwargs or {}), work, None)
     runs = all_sizes(first, also, progress)
     for each in runs:
-        each.run()
-    return finish(runs, goal, cost)
+        each.run(crew)
+    return finish(runs, goal, cost) if crew.main else None
 
 
 def check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,26 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vidaccel.files import write_text
+from vidaccel.processes import Crew, appears
 
 SETTINGS = "calibration.json"
+
+
+def opened(crew: Crew, folder: str | os.PathLike[str] | None, digest: str, described: dict[str, Any]) -> Work:
+    """The work folder of a calibration that the processes of a job share; the main one begins it.
+
+    Raises:
+        ValueError: no folder for several processes, or as for `Work`, in any of them.
+    """
+    if folder is None and crew.size > 1:
+        raise ValueError(f"{crew.size} processes share a calibration by its work folder: give one")
+    for turn in (True, False):
+        with crew.together():
+            if crew.main == turn:
+                if folder is not None and not turn:
+                    appears(Path(folder).expanduser() / SETTINGS)
+                work = Work(folder, digest, described)
+    return work
 
 
 class Work:
@@ -100,6 +118,21 @@ class Work:
             os.replace(part, file)
         finally:
             part.unlink(missing_ok=True)
+
+    def has(self, prompt: int) -> bool:
+        """Whether a prompt is done."""
+        return prompt in self._kept or (self.folder is not None and self._file(self.folder, prompt).is_file())
+
+    def see(self, prompts: Iterable[int]) -> None:
+        """Wait until what other processes measured is to be seen here.
+
+        Raises:
+            RuntimeError: it is not.
+        """
+        for prompt in prompts:
+            if prompt not in self._kept and self.folder is not None and not appears(self._file(self.folder, prompt)):
+                raise RuntimeError(f"another process measured prompt {prompt + 1}, and it is not to be seen in "
+                                   f"{str(self.folder)!r}")  # fmt: skip
 
     @staticmethod
     def _file(folder: Path, prompt: int) -> Path:

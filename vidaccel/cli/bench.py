@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.generate import DENSE
+from vidaccel.cli.chosen import DENSE
 from vidaccel.cli.loading import FPS, dtype_and_device, identify, miniature_options
 from vidaccel.cli.output import Commands, print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidaccel.cli.generate import DENSE, Chosen
-from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, staged_file
+from vidaccel.cli.chosen import DENSE, Chosen
+from vidaccel.cli.loading import dtype_and_device, identify, ready
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, speaking, staged_file
 from vidaccel.cli.plan import Density, Json, Set
+from vidaccel.processes import Crew, held, join, take_device
 
 if TYPE_CHECKING:
     from vidaccel.caching.calibration import CacheCalibration
@@ -53,34 +55,40 @@ def calibrate_cache(
     """Calibrate step caching: how much a model's features change from step to step."""
     call = {"negative_prompt": negative_prompt, "num_inference_steps": steps, "height": height, "width": width,
             "num_frames": frames, "guidance_scale": guidance}  # fmt: skip
-    with reserved_stdout():
+    crew = join()
+    with reserved_stdout(), speaking(crew):
         sparse = Chosen(method or DENSE, density, set_ or [], schedule or [], "auto", None, None, compensation, False,
                         None)  # fmt: skip
         options = {"samples": samples, "probes": probes, "seed": seed}
-        values = _calibrate(model, prompts, out, work, options, call, dtype, device, sparse)
-    print_json(values) if json else _show(values)
+        values = _calibrate(crew, model, prompts, out, work, options, call, dtype, device, sparse)
+    if values is not None:
+        print_json(values) if json else _show(values)
+    crew.follow()
 
 
 def _calibrate(
-    model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
+    crew: Crew, model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
     dtype: str | None, device: str | None, sparse: Chosen,
-) -> dict[str, Any]:  # fmt: skip
-    """Check everything, then load, measure and write; the JSON-ready result."""
+) -> dict[str, Any] | None:  # fmt: skip
+    """Check everything, then load, measure and write; the JSON-ready result, of the main process alone."""
     from vidaccel.calibration.cache import check
     from vidaccel.eval.settings_file import read_prompts
 
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"--out {str(out)!r} does not end in .json")
-    texts = read_prompts(prompts)
-    check(texts, **options)
-    precision, place = dtype_and_device(dtype, device)
-    known = identify(model)
-    known.supported_family()
-    setting = sparse.enable_kwargs(known)
-    folder = work or out.with_name(f"{out.name}.work")
-    start = time.perf_counter()
-    with staged_file(out) as part:
-        made = _measured(known, texts, folder, options, call, precision, place, setting)
+    folder, start = (work or out.with_name(f"{out.name}.work")).expanduser(), time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        with crew.together():
+            if out.suffix.lower() != ".json":
+                raise ValueError(f"--out {str(out)!r} does not end in .json")
+            texts = read_prompts(prompts)
+            check(texts, **options)
+            precision, place = dtype_and_device(dtype, take_device(crew, device))
+            known = identify(model)
+            known.supported_family()
+            setting = sparse.enable_kwargs(known)
+            part = stack.enter_context(staged_file(out)) if crew.main else None
+        made = _measured(crew, known, texts, folder, options, call, precision, place, setting)
+        if made is None or part is None:
+            return None
         made.save(part)
     if work is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,19 +100,17 @@ def _calibrate(
 
 
 def _measured(
-    known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str, device: str,
-    setting: dict[str, Any] | None,
-) -> CacheCalibration:  # fmt: skip
-    from vidaccel.api import enable
-    from vidaccel.calibration.cache import calibrate_cache as measured
+    crew: Crew, known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
+    device: str, setting: dict[str, Any] | None,
+) -> CacheCalibration | None:  # fmt: skip
+    from vidaccel.calibration.cache import measured
 
     kwargs = known.call(call)
-    with resumable(folder):
-        pipe = known.load(dtype, device)
-        if setting is not None:
-            enable(pipe, **setting)
-        with progress_bar("calibrating") as advance:
-            return measured(pipe, texts, work=folder, progress=advance, sparse=setting is not None, **options, **kwargs)
+    with crew.together():
+        pipe, session = ready(known, setting, dtype, device)
+    with resumable(folder), held(crew, folder, "calibration"), progress_bar("calibrating") as advance:
+        return measured(pipe, texts, kwargs, work=folder, progress=advance, sparse=session is not None, crew=crew,
+                        **options)  # fmt: skip
 
 
 def _next_change(made: CacheCalibration) -> dict[str, dict[str, list[float]]]:

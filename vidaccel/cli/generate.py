@@ -1,31 +1,29 @@
-"""``vidaccel generate``: one clip from any supported pipeline, dense or sparse."""
+"""``vidaccel generate``: clips from any supported pipeline, dense or sparse; one, or those of a file of prompts."""
 
 from __future__ import annotations
 
-import inspect
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.loading import FPS, Model, dtype_and_device, identify, miniature_options
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
+from vidaccel.cli.chosen import Chosen
+from vidaccel.cli.generate_many import finish, many
+from vidaccel.cli.loading import FPS, check_fps, dtype_and_device, identify, ready
+from vidaccel.cli.output import Advance, print_json, progress_bar, reserved_stdout, speaking, staged_file
 from vidaccel.cli.plan import Density, Json, Set
-
-if TYPE_CHECKING:
-    from vidaccel.pipelines.generic import Generic
-
-DENSE = "dense"
-"""As a method: attention is left alone."""
+from vidaccel.processes import Crew, join
 
 
 def generate(
     model: Annotated[str, typer.Option(help="A pipeline's folder, a repository id, or miniature:NAME.")],
-    prompt: Annotated[str, typer.Option(help="What to show.")],
-    out: Annotated[Path, typer.Option(help="The video to write: .mp4, or .mkv without loss.")],
+    out: Annotated[Path, typer.Option(help="The video to write: .mp4, or .mkv without loss; a folder with --prompts.")],
+    prompt: Annotated[str | None, typer.Option(help="What to show.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Many clips: a text file, one prompt a line, or .jsonl with an object a line.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="A method, a profile ending in .json, or dense; the model's own by default.")
     ] = None,
@@ -38,7 +36,11 @@ def generate(
     frames: Annotated[int | None, typer.Option(min=1, help="Frames.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of the file.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the noise; 0 by default.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With --prompts, each of which runs with every seed: such as 0,1,7 or 0-4.")
+    ] = None,
+    lossless: Annotated[bool, typer.Option("--lossless", help="With --prompts: .mkv without loss, not .mp4.")] = False,
     density: Density = None,
     set_: Set = None,
     schedule: Annotated[
@@ -73,7 +75,7 @@ def generate(
     device: Annotated[str | None, typer.Option(help="Such as cuda or cpu; the GPU where there is one.")] = None,
     json: Json = False,
 ) -> None:
-    """Generate one video with any supported pipeline."""
+    """Generate a video with any supported pipeline, or one for each prompt of a file."""
     call = {
         "negative_prompt": negative_prompt,
         "num_inference_steps": steps,
@@ -84,79 +86,25 @@ def generate(
         "image": image,
         "last_image": last_image,
     }
-    with reserved_stdout():
-        reuse = options.cache_options(cache, cache_set or [])
-        told = options.generic(family, family_set or [])
-        setting = Chosen(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
-                         check_finite, reuse, told)  # fmt: skip
-        values, summary = _generate(model, prompt, out, setting, call, seed, fps, dtype, device)
-    if json:
+    crew = join()
+    with reserved_stdout(), speaking(crew):
+        with crew.together():
+            _check_which(crew, prompt, prompts, seeds, seed, lossless)
+            reuse = options.cache_options(cache, cache_set or [])
+            told = options.generic(family, family_set or [])
+            setting = Chosen(method, density, set_ or [], schedule or [], backend, min_tokens, precision, compensation,
+                             check_finite, reuse, told)  # fmt: skip
+        if prompts is not None:
+            which = seeds if seeds is not None else str(seed or 0)
+            result = many(crew, model, prompts, out, which, setting, call, fps, lossless, dtype, device)
+        else:
+            values, summary = _generate(model, str(prompt), out, setting, call, seed or 0, fps, dtype, device)
+    if prompts is not None:
+        finish(crew, result, json)
+    elif json:
         print_json(values)
     else:
         typer.echo(f"{values['file']}: {values['seconds']:.1f} s\n{summary}".rstrip())
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What the options say about sparse attention and the cache."""
-
-    method: str | None
-    density: float | None
-    assignments: list[str]
-    schedule: list[str]
-    backend: str
-    min_tokens: int | None
-    precision: str | None
-    compensation: str | None
-    check_finite: bool
-    cache: dict[str, Any] | None
-    family: Generic | None = None
-
-    def enable_kwargs(self, model: Model) -> dict[str, Any] | None:
-        """Arguments for `vidaccel.enable`, checked before the model is loaded; None for a dense run without a cache."""
-        from vidaccel import kernels, methods, profile
-        from vidaccel.asked import profiled
-        from vidaccel.compensation import compensation as make_compensation
-        from vidaccel.schedule import Schedule
-
-        if self.method == DENSE:
-            given = (self.assignments, self.schedule, self.precision, self.compensation, self.check_finite, self.family)
-            if self.density is not None or any(given):
-                raise ValueError("method 'dense' takes no --density, --set, --schedule, --precision, --compensation, "
-                                 "--check-finite and --family")  # fmt: skip
-            if self.cache is None:
-                return None
-            _ = model.supported_family()
-            return {"method": None, "cache": self.cache}
-        family = self._family(model)
-        if self.backend != "auto":
-            kernels.backend(self.backend)
-        kernels.check_precision(self.precision)
-        _ = make_compensation(self.compensation)
-        is_profile = self.method is not None and self.method.endswith(".json")
-        found = profile.Profile.load(str(self.method)) if is_profile else None
-        if self.method is None:
-            found = profile.find(model.path)
-        name = found.method if found else self.method or "radial"
-        if name not in methods.METHODS:
-            known = ", ".join((DENSE, *methods.METHODS))
-            raise ValueError(f"unknown method {name!r}; choose {known} or a profile ending in .json")
-        chosen = options.method_options(name, self.assignments, density=self.density)
-        min_tokens = self.min_tokens
-        if model.is_miniature and found is None:
-            chosen = miniature_options(model, name, chosen)
-            min_tokens = min_tokens or 0
-        # Only to be refused here, before the model is loaded.
-        _ = profiled(found, family, chosen) if found else methods.method(name, family, **chosen)
-        fields = options.parse(self.schedule, Schedule, "a schedule")
-        schedule = {"schedule": Schedule.of(fields)} if fields else {}
-        return {"method": self.method or "auto", "backend": self.backend, "min_tokens": min_tokens,
-                "precision": self.precision, "compensation": self.compensation, "check_finite": self.check_finite,
-                "cache": self.cache, "family": self.family, **chosen, **schedule}  # fmt: skip
-
-    def _family(self, model: Model) -> str:
-        """By whose name methods and profiles know the model."""
-        return model.supported_family() if self.family is None else options.GENERIC
 
 
 def _generate(
@@ -171,82 +119,61 @@ def _generate(
     device: str | None,
 ) -> tuple[dict[str, Any], str]:
     """Load, run and write; the JSON-ready result, and the session's summary as text."""
-    import torch
-
-    import vidaccel
+    from vidaccel.batch.call import IMAGES, call_kwargs, loaded
+    from vidaccel.eval.runner import Runner
     from vidaccel.eval.video import check_video_path, write_video
 
     check_video_path(out)
-    if fps is not None and not 0 < fps < 1000:
-        raise ValueError(f"--fps {fps} is not a number of frames per second between 0 and 1000")
-    images = {name: read_image(path) for name, path in call.items() if isinstance(path, Path)}
+    check_fps(fps)
+    given = loaded(call)
     with staged_file(out) as part:
         precision, place = dtype_and_device(dtype, device)
         known = identify(model)
         enable_kwargs = setting.enable_kwargs(known)
-        pipe = known.load(precision, place)
-        if enable_kwargs is not None:
-            vidaccel.enable(pipe, **enable_kwargs)
-        defaults = known.defaults()
-        kwargs = call_kwargs(pipe, {**defaults, **{k: v for k, v in call.items() if v is not None}, **images})
-        rate = float(fps if fps is not None else defaults.get("fps", FPS))
-        noise = torch.Generator("cpu").manual_seed(seed)
-        start = time.perf_counter()
-        result = _run(pipe, prompt=prompt, output_type="np", generator=noise, **kwargs)
-        seconds = time.perf_counter() - start
-        write_video(result.frames[0], part, rate)
-    summary = vidaccel.summary(pipe) if enable_kwargs is not None else None
-    plain = {name: item for name, item in kwargs.items() if name not in images}
+        pipe, session = ready(known, enable_kwargs, precision, place)
+        kwargs = call_kwargs(pipe, known.call(given))
+        rate = float(fps if fps is not None else known.defaults().get("fps", FPS))
+        with progress_bar("generating") as advance:
+            runner = Runner(pipe, kwargs)
+            pipe.set_progress_bar_config(disable=runner.reports_steps)
+            runner.on_steps = _counted(advance, runner.steps)
+            run = runner.run("generating", prompt, seed)
+        write_video(run.clip, part, rate)
+    summary = None if session is None else session.summary()
+    plain = {name: item for name, item in kwargs.items() if name not in IMAGES}
     values = {
         "kind": "generate", "model": model, "pipeline": type(pipe).__name__, "prompt": prompt, "seed": seed,
         "settings": {**plain, "fps": rate, "dtype": precision, "device": str(pipe.device)},
-        "seconds": seconds, "sparse": summary.to_dict() if summary else None, "file": str(out),
+        "seconds": run.seconds, "sparse": summary.to_dict() if summary else None, "file": str(out),
     }  # fmt: skip
     return values, str(summary or "")
 
 
-def call_kwargs(pipe: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """The values that go to the pipeline's call.
+def _counted(advance: Advance, steps: int) -> Callable[[str, int], None]:
+    """Tells a bar of steps that are reported one by one."""
+    done = 0
+
+    def stepped(label: str, count: int) -> None:
+        nonlocal done
+        done += count
+        advance(label, done, steps)
+
+    return stepped
+
+
+def _check_which(crew: Crew, prompt: str | None, prompts: Path | None, seeds: str | None, seed: int | None,
+                 lossless: bool) -> None:  # fmt: skip
+    """Refuse options that do not go together.
 
     Raises:
-        ValueError: one that this pipeline does not take, or an image that it needs.
+        ValueError: which.
     """
-    parameters = inspect.signature(pipe.__call__).parameters
-    values = {name: item for name, item in values.items() if name != "fps"}
-    unknown = [name for name in values if name not in parameters]
-    if unknown:
-        raise ValueError(f"{type(pipe).__name__} takes no {unknown[0]}")
-    image = parameters.get("image")
-    if image is not None and image.default is inspect.Parameter.empty and "image" not in values:
-        raise ValueError(f"{type(pipe).__name__} needs a first frame: --image PATH")
-    return values
-
-
-def _run(pipe: Any, **kwargs: Any) -> Any:
-    """One call of the pipeline under our progress bar, where it reports its steps."""
-    parameters = inspect.signature(pipe.__call__).parameters
-    if "callback_on_step_end" not in parameters:
-        return pipe(**kwargs)
-    steps = int(kwargs.get("num_inference_steps", parameters["num_inference_steps"].default))
-    pipe.set_progress_bar_config(disable=True)
-    with progress_bar("generating") as advance:
-
-        def on_step_end(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            advance("generating", step + 1, steps)
-            return tensors
-
-        return pipe(**kwargs, callback_on_step_end=on_step_end)
-
-
-def read_image(path: Path) -> Any:
-    """An image of the user's, in RGB.
-
-    Raises:
-        ValueError: it cannot be read.
-    """
-    from PIL import Image
-
-    try:
-        return Image.open(path).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"image {str(path)!r} cannot be read: {' '.join(str(error).split())}") from error
+    if (prompt is None) == (prompts is None):
+        raise ValueError("give one prompt, --prompt TEXT, or a file of them, --prompts FILE")
+    if seeds is not None and seed is not None:
+        raise ValueError("give --seed for all prompts or --seeds, not both")
+    if prompt is not None and (seeds is not None or lossless):
+        raise ValueError("--seeds and --lossless go with --prompts; one clip takes --seed, and is without loss in .mkv")
+    if prompt is not None and crew.size > 1:
+        raise ValueError(f"{crew.size} processes would all make the same clip: give --prompts FILE, whose clips they "
+                         "share, or start one process")  # fmt: skip

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli import options
-from vidaccel.cli.generate import Chosen, call_kwargs, read_image
+from vidaccel.cli.chosen import Chosen
 from vidaccel.cli.loading import Model, dtype_and_device, identify
 from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, staged_file
 from vidaccel.cli.plan import Density, Json, Set
@@ -94,10 +94,11 @@ def _inspect(
     dtype: str | None, device: str | None, out: Path, record: Path | None,
 ) -> Inspection:  # fmt: skip
     """Load, run and write; a file that cannot be written is an error before anything is loaded."""
+    from vidaccel.batch.call import call_kwargs, loaded
     from vidaccel.eval.inspection import inspect
     from vidaccel.report.inspection import write_page
 
-    images = {name: read_image(path) for name, path in call.items() if isinstance(path, Path)}
+    given = loaded(call)
     with staged_file(out) as page, staged_file(record or out) as kept:
         precision, place = dtype_and_device(dtype, device)
         known = identify(model)
@@ -106,7 +107,7 @@ def _inspect(
         if enable is None:
             _ = known.supported_family()
         pipe = known.load(precision, place)
-        kwargs = call_kwargs(pipe, {**known.call(call), **images})
+        kwargs = call_kwargs(pipe, known.call(given))
         with progress_bar("generating") as advance:
             found = inspect(pipe, text, enable=enable, seed=seed, generation_kwargs=kwargs, name=model,
                             progress=advance, **wanted)  # fmt: skip

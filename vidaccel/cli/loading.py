@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vidaccel.session import Session
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -91,6 +94,28 @@ def identify(name: str) -> Model:
         raise ValueError(f"model {name!r} is a {index.get('_class_name')} with no transformer: no video pipeline")
     found = family_named(str(transformer))
     return Model(name, path, found.name if found else None, str(index.get("_class_name")), str(transformer))
+
+
+def ready(known: Model, enable_kwargs: dict[str, Any] | None, dtype: str, device: str) -> tuple[Any, Session | None]:
+    """The pipeline of a model, loaded, and what is enabled on it; None where nothing is.
+
+    Raises:
+        ValueError: it cannot be read, or cannot run so.
+    """
+    import vidaccel
+
+    pipe = known.load(dtype, device)
+    return pipe, None if enable_kwargs is None else vidaccel.enable(pipe, **enable_kwargs)
+
+
+def check_fps(fps: float | None) -> None:
+    """Refuse a rate that no video has.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if fps is not None and not 0 < fps < 1000:
+        raise ValueError(f"--fps {fps} is not a number of frames per second between 0 and 1000")
 
 
 def dtype_and_device(dtype: str | None, device: str | None) -> tuple[str, str]:

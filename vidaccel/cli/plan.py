@@ -1,10 +1,10 @@
-"""``vidaccel plan``: what a method would compute on a grid, without a model."""
+"""``vidaccel plan``: what a method would compute on a grid, or how several GPUs would share it, without a model."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +12,14 @@ import typer
 
 from vidaccel.cli import options
 from vidaccel.cli.output import print_json, reserved_stdout, staged_file
+from vidaccel.cli.scale import DENSE, Asked, at_scale, show
 
 if TYPE_CHECKING:
+    from vidaccel.eval.sizes import ModelSize
     from vidaccel.layout import TokenLayout
     from vidaccel.patterns import Pattern
     from vidaccel.plan import AttentionPlan
+    from vidaccel.scale.attention import Attention
 
     Make = Callable[[TokenLayout], tuple[dict[str, Any], AttentionPlan]]
     """From a layout to the options that a plan was made with, and the plan."""
@@ -29,12 +32,16 @@ Density = Annotated[float | None, typer.Option(help="Video density to reach, in 
 PATTERN = "pattern:"
 """Before the name of a pattern, which stands for a method whose heads all have it."""
 PATTERN_BLOCK = 128
+FAMILY = "wan"
+"""Where none is given."""
 
 
 def plan(
     method: Annotated[str, typer.Argument(help="Method, as listed by `vidaccel ls`, or a pattern as pattern:NAME.")],
-    grid: Annotated[str, typer.Option(help="Video tokens, FRAMESxHEIGHTxWIDTH, such as 21x45x80.")],
-    family: Annotated[str, typer.Option(help="Model family whose defaults count.")] = "wan",
+    grid: Annotated[
+        str | None, typer.Option(help="Video tokens, FRAMESxHEIGHTxWIDTH, such as 21x45x80; of --model by default.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="Model family whose defaults count.")] = FAMILY,
     text_before: Annotated[int, typer.Option(help="Text tokens before the video.")] = 0,
     text_after: Annotated[int, typer.Option(help="Text tokens after the video.")] = 0,
     heads: Annotated[int | None, typer.Option(help="Attention heads; the family's largest model by default.")] = None,
@@ -43,16 +50,54 @@ def plan(
     set_: Set = None,
     layer: Annotated[int, typer.Option(min=0, help="Attention layer, for methods whose layers differ.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="Draw the block maps of distinct heads into a PNG.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Predict a step of --model that so many GPUs share, and the best way to.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="With --gpus: such as wan2.1-t2v-14b or hunyuanvideo.")] = None,
+    gpu: Annotated[str | None, typer.Option(help="With --gpus: h100, h200, h20, b200, a100, l40s or l20.")] = None,
+    interconnect: Annotated[
+        str | None, typer.Option(help="With --gpus: nvlink, pcie, another name or GB/s; the GPU's own by default.")
+    ] = None,
+    network: Annotated[str | None, typer.Option(help="With --gpus: between nodes; infiniband by default.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="With --gpus: 8 by default.")] = None,
+    assume: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="With --gpus: a share that is reached; repeatable.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Build a plan without a model: what it keeps, how large it is and how long it took."""
+    """Build a plan without a model: what it keeps, how large it is and how long it took.
+
+    With --gpus, predict how long a step takes over so many GPUs, from counted work and exchanged bytes.
+    """
+    machine = {"--model": model, "--gpu": gpu, "--interconnect": interconnect, "--network": network,
+               "--gpus-per-node": gpus_per_node, "--assume": assume or None}  # fmt: skip
+    if gpus is None:
+        _refuse(machine, "says how GPUs share a step: give --gpus, too")
+        _one(method, grid, family, text_before, text_after, heads, block, density, set_ or [], layer, picture, json)
+        return
+    _refuse({"--text-before": text_before or None, "--text-after": text_after or None, "--heads": heads,
+             "--layer": layer or None, "--picture": picture, "--family": None if family == FAMILY else family},
+            "does not go with --gpus, where --model says it")  # fmt: skip
+    asked = Asked(gpus, model, gpu, interconnect, network, gpus_per_node, assume or [])
+    with reserved_stdout():
+        values = at_scale(method, _attention(method, set_ or [], density, block), asked, grid)
+    print_json(values) if json else show(values)
+
+
+def _one(
+    method: str, grid: str | None, family: str, text_before: int, text_after: int, heads: int | None,
+    block: int | None, density: float | None, set_: list[str], layer: int, picture: Path | None, json: bool,
+) -> None:  # fmt: skip
+    """Build one plan and print what it is; see `plan`."""
+    if grid is None:
+        raise ValueError("a plan needs a grid: give --grid, or --gpus and --model")
     if picture is not None and picture.suffix.lower() != ".png":
         raise ValueError(f"--picture {str(picture)!r} does not end in .png")
     with reserved_stdout():
         if method.startswith(PATTERN):
-            make = _pattern_plan(method, set_ or [], density, block)
+            make = _pattern_plan(method, set_, density, block)
         else:
-            make = _method_plan(method, family, set_ or [], density, block, layer)
+            make = _method_plan(method, family, set_, density, block, layer)
         values, made = planned(method, make, family, grid, text_before, text_after, heads)
         if picture is not None:
             _draw(made, f"{method} on {values['grid']}", picture)
@@ -61,6 +106,34 @@ def plan(
         return
     for name, item in values.items():
         typer.echo(f"{name:<17} {', '.join(item) or 'none' if isinstance(item, list) else item}")
+
+
+def _refuse(given: Mapping[str, object], why: str) -> None:
+    """Options that do not belong to what the command was asked for; None where one was not given.
+
+    Raises:
+        ValueError: one was given.
+    """
+    for name, item in given.items():
+        if item is not None:
+            raise ValueError(f"{name} {why}")
+
+
+def _attention(
+    name: str, set_: list[str], density: float | None, block: int | None
+) -> Callable[[ModelSize], Attention]:  # fmt: skip
+    """From a model's size to its attention by a method, a pattern in all heads, or dense."""
+    from vidaccel.scale import Dense, chosen
+
+    if name == DENSE:
+        if set_ or density is not None or block is not None:
+            raise ValueError("dense attention has no options: give a method, or pattern:NAME")
+        return lambda _: Dense()
+    if name.startswith(PATTERN):
+        make = _pattern_plan(name, set_, density, block)
+        return lambda size: chosen.planned([make(size.layout)[1]] * size.layers, size)
+    given = options.method_options(name, set_, density=density, block=block)
+    return lambda size: chosen.attention_of(name, size, given)
 
 
 def planned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import time
@@ -11,8 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, staged_file, staged_folder
+from vidaccel.cli.output import (
+    print_json,
+    progress_bar,
+    reserved_stdout,
+    resumable,
+    speaking,
+    staged_file,
+    staged_folder,
+)
 from vidaccel.cli.plan import Json
+from vidaccel.processes import Crew, held, join, take_device
 
 if TYPE_CHECKING:
     from vidaccel.calibration.result import Calibration
@@ -61,10 +71,12 @@ def profile(
         "target_density": target_density, "max_error": max_error, "library_name": library, "cost": cost,
         "bands": bands, "rows": rows, "steps_per_band": steps_per_band, "block": block, "seed": seed,
     }  # fmt: skip
-    with reserved_stdout():
-        options["also"] = [_size(each) for each in also or []]
-        values = _profile(model, prompts, out, options, work, picture, call, dtype, device)
-    print_json(values) if json else _show(values)
+    crew = join()
+    with reserved_stdout(), speaking(crew):
+        values = _profile(crew, model, prompts, out, options, also or [], work, picture, call, dtype, device)
+    if values is not None:
+        print_json(values) if json else _show(values)
+    crew.follow()
 
 
 def _size(text: str) -> dict[str, int]:
@@ -80,23 +92,28 @@ def _size(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in sizes if value is not None}
 
 
-def _profile(model: str, prompts: Path, out: Path, options: dict[str, Any], work: Path | None, picture: Path | None,
-             call: dict[str, Any], dtype: str | None, device: str | None) -> dict[str, Any]:
-    """Check everything, then load, measure and write; the JSON-ready result."""
+def _profile(crew: Crew, model: str, prompts: Path, out: Path, options: dict[str, Any], also: list[str],
+             work: Path | None, picture: Path | None, call: dict[str, Any], dtype: str | None, device: str | None
+             ) -> dict[str, Any] | None:  # fmt: skip
+    """Check everything, then load, measure and write; the JSON-ready result, of the main process alone."""
     from vidaccel.calibration.run import check
     from vidaccel.eval.settings_file import read_prompts
 
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"--out {str(out)!r} does not end in .json")
-    texts = read_prompts(prompts)
-    check(texts, **options)
-    precision, place = dtype_and_device(dtype, device)
-    known = identify(model)
-    known.supported_family()
-    folder = work or out.with_name(f"{out.name}.work")
-    with staged_file(out) as part:
-        start = time.perf_counter()
-        found = _measured(known, texts, folder, options, call, precision, place)
+    folder, start = (work or out.with_name(f"{out.name}.work")).expanduser(), time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        with crew.together():
+            options["also"] = [_size(each) for each in also]
+            if out.suffix.lower() != ".json":
+                raise ValueError(f"--out {str(out)!r} does not end in .json")
+            texts = read_prompts(prompts)
+            check(texts, **options)
+            precision, place = dtype_and_device(dtype, take_device(crew, device))
+            known = identify(model)
+            known.supported_family()
+            part = stack.enter_context(staged_file(out)) if crew.main else None
+        found = _measured(crew, known, texts, folder, options, call, precision, place)
+        if found is None or part is None:
+            return None
         found.profile.save(part)
         pictures = _pictures(found, picture) if picture else []
     if work is None:
@@ -107,15 +124,15 @@ def _profile(model: str, prompts: Path, out: Path, options: dict[str, Any], work
     }  # fmt: skip
 
 
-def _measured(known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
-              device: str) -> Calibration:
+def _measured(crew: Crew, known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any],
+              dtype: str, device: str) -> Calibration | None:  # fmt: skip
     from vidaccel.calibration.run import measured
 
     kwargs = known.call(call)
-    with resumable(folder):
+    with crew.together():
         pipe = known.load(dtype, device)
-        with progress_bar("calibrating") as advance:
-            return measured(pipe, texts, work=folder, progress=advance, generation_kwargs=kwargs, **options)
+    with resumable(folder), held(crew, folder, "calibration"), progress_bar("calibrating") as advance:
+        return measured(pipe, texts, work=folder, progress=advance, generation_kwargs=kwargs, crew=crew, **options)
 
 
 def _pictures(found: Calibration, folder: Path) -> list[str]:

@@ -12,8 +12,9 @@ import typer
 
 from vidaccel.cli.eval import source_of
 from vidaccel.cli.loading import Model, dtype_and_device, identify
-from vidaccel.cli.output import print_json, reserved_stdout, resumable, staged_file
+from vidaccel.cli.output import print_json, reserved_stdout, resumable, speaker, speaking, staged_file
 from vidaccel.cli.plan import Json
+from vidaccel.processes import Crew, join, joined, take_device
 
 if TYPE_CHECKING:
     from vidaccel.profile import Profile
@@ -58,35 +59,45 @@ def tune(
             "guidance": guidance}  # fmt: skip
     options: dict[str, Any] = {"target": target, "trials": trials, "seed": seed}
     options |= {name: item for name, item in call.items() if item is not None}
-    with reserved_stdout():
-        found = _tune(model, prompts, out, budget, heads, cache_file, work, options, dtype, device)
-    values = {**found.to_dict(), "model": model, "file": str(out)}
-    print_json(values) if json else _show(values, found)
-    if not found.met:
+    crew = join()
+    with reserved_stdout(), speaking(crew):
+        found = _tune(crew, model, prompts, out, budget, heads, cache_file, work, options, dtype, device)
+    if found is not None:
+        values = {**found.to_dict(), "model": model, "file": str(out)}
+        print_json(values) if json else _show(values, found)
+    crew.follow()
+    if found is not None and not found.met:
         raise typer.Exit(MISSED)
 
 
-def _tune(model: str, prompts: Path, out: Path, budget: str, heads: str | None, cache_file: Path | None,
-          work: Path | None, options: dict[str, Any], dtype: str | None, device: str | None) -> Tuned:  # fmt: skip
-    """Check everything, then load, search and write."""
+def _tune(crew: Crew, model: str, prompts: Path, out: Path, budget: str, heads: str | None, cache_file: Path | None,
+          work: Path | None, options: dict[str, Any], dtype: str | None, device: str | None
+          ) -> Tuned | None:  # fmt: skip
+    """Check everything, then load, search and write; what was found is of the main process alone."""
     from vidaccel.eval.settings_file import read_prompts
     from vidaccel.target import Target
-    from vidaccel.tune import tune as tuned
     from vidaccel.tune.budget import seconds_of
+    from vidaccel.tune.run import shared_tune
 
-    if out.suffix.lower() != ".json":
-        raise ValueError(f"--out {str(out)!r} does not end in .json")
-    texts, seconds = read_prompts(prompts), seconds_of(budget)
-    Target.of(options["target"])
-    precision, place = dtype_and_device(dtype, device)
-    known = identify(model)
-    known.supported_family()
     folder = work or out.with_name(f"{out.name}.work")
-    source = source_of(known, precision, place)
-    own: dict[str, Any] = {"heads": _heads(known, heads)}
-    own["cache_file"] = _cache_file(known, cache_file, source.call({}), options)
-    with staged_file(out) as part, resumable(folder), _bar() as progress:
-        found = tuned(source, texts, folder, budget=seconds, progress=progress, say=_say, **own, **options)
+    with contextlib.ExitStack() as stack:
+        with crew.together():
+            if out.suffix.lower() != ".json":
+                raise ValueError(f"--out {str(out)!r} does not end in .json")
+            texts, seconds = read_prompts(prompts), seconds_of(budget)
+            Target.of(options["target"])
+            precision, place = dtype_and_device(dtype, take_device(crew, device))
+            known = identify(model)
+            known.supported_family()
+            source = source_of(known, precision, place)
+            own: dict[str, Any] = {"heads": _heads(known, heads)}
+            own["cache_file"] = _cache_file(known, cache_file, source.call({}), options)
+            part = stack.enter_context(staged_file(out)) if crew.main else None
+        stack.enter_context(resumable(folder))
+        progress = stack.enter_context(_bar())
+        found = shared_tune(crew, source, texts, folder, budget=seconds, progress=progress, say=_say, **own, **options)
+        if found is None or part is None:
+            return None
         found.profile.save(part)
     if work is None and found.met:
         # Where it is not, more time may help.
@@ -119,7 +130,7 @@ def _cache_file(model: Model, given: Path | None, call: dict[str, Any], options:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    typer.echo(speaker(joined()) + text, err=True)
 
 
 @contextlib.contextmanager
@@ -131,7 +142,7 @@ def _bar() -> Iterator[Callable[[str, float, float], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=not joined().main)
     columns = (BarColumn(bar_width=20), TextColumn("{task.fields[left]}"), TextColumn("{task.description}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task, last = bar.add_task("", total=1.0, left=""), None

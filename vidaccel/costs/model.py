@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vidaccel.layout import TokenLayout
 from vidaccel.mask import BlockMask
@@ -161,6 +162,40 @@ class CostModel:
             raise ValueError(f"a plan for {mask.keys} tokens does not fit the grid {layout} of {layout.tokens} tokens")
         return self.share(Counts.of(plan), heads=heads, head_dim=head_dim)
 
+    def by_tile(self, plan: AttentionPlan | BlockMask, head_dim: int | None = None) -> Tensor:
+        """What each query tile of each pattern of a plan costs, in pairs: float64 ``[patterns, tiles]``, on the CPU.
+
+        Args:
+            plan: of one call; `per_call` is not part of it. Waits for a GPU where its mask is on one.
+            head_dim: of the call, if it is not the model's.
+
+        Raises:
+            ValueError: a plan without a mask.
+        """
+        computed, ranges, ordered = _tile_counts(AttentionPlan(plan) if isinstance(plan, BlockMask) else plan)
+        scale = self.head_dim / (head_dim or self.head_dim)
+        extra = self.per_range * ranges + self.per_tile + self.per_token * ordered
+        return self.per_pair * computed + scale * extra
+
+    def by_head(self, plan: AttentionPlan | BlockMask, heads: int, head_dim: int | None = None) -> list[float]:
+        """What each head of a plan costs, over what it costs dense; 1 for all of a dense plan.
+
+        Args:
+            plan: of one call of one batch row.
+            heads: of the call.
+            head_dim: of the call, if it is not the model's.
+
+        Raises:
+            ValueError: a plan for another number of heads.
+        """
+        mask = plan if isinstance(plan, BlockMask) else plan.mask
+        if mask is None:
+            return [1.0] * heads
+        if mask.patterns not in (1, heads):
+            raise ValueError(f"a plan of {mask.patterns} patterns is not one for {heads} heads")
+        found: list[float] = (self.by_tile(plan, head_dim).sum(1) / float(mask.keys) ** 2).tolist()
+        return found * (heads // len(found))
+
     def share(self, counts: Counts, *, heads: int | None = None, head_dim: int | None = None) -> float:
         """As `cost`, of what was counted."""
         scale = self.head_dim / (head_dim or self.head_dim)
@@ -169,3 +204,22 @@ class CostModel:
         if heads is None:
             return sparse / dense
         return (heads * sparse + scale * self.per_call) / (heads * dense + scale * self.dense_call)
+
+
+def _tile_counts(plan: AttentionPlan) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each tile, as of `Counts`: computed pairs, ranges and ordered tokens, float64 ``[patterns, tiles]`` each."""
+    mask = plan.mask
+    if mask is None:
+        raise ValueError("a dense plan (mask=None) has no tiles and no ranges to count")
+    mask = mask.to("cpu")
+    start, end = mask.ranges.long().unbind(1)
+    blocks = (end - start + mask.key_block - 1) // mask.key_block
+    upto = torch.nn.functional.pad(blocks.cumsum(0), (1, 0))
+    keys = upto[mask.offsets.long()].diff(dim=1) * mask.key_block + (plan.extra.groups if plan.extra else 0)
+    rows = torch.arange(mask.tiles + 1).mul_(mask.query_block).clamp_(max=mask.queries).diff().double()
+    ordered = rows if plan.query_order is not None or plan.key_order is not None else torch.zeros_like(rows)
+    # Keys of ranges count for whole tiles, extra keys for the queries that there are.
+    computed = keys.double() * mask.query_block
+    if plan.extra:
+        computed -= plan.extra.groups * (mask.query_block - rows)
+    return computed, mask.offsets.diff(dim=1).double(), ordered.expand_as(computed)

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from vidaccel.eval.cells import Cell, plan_cells
+from vidaccel.eval.failing import described
 from vidaccel.eval.identity import key_of
-from vidaccel.eval.reporter import Progress, Reporter
 from vidaccel.eval.settings import Settings
 from vidaccel.eval.sources import Source
 from vidaccel.eval.store import RECORD, Store
 from vidaccel.eval.table import Row, rows_of, write_tables
 from vidaccel.eval.work import tasks_of
-from vidaccel.eval.worker import Worker, described
-from vidaccel.processes import Crew, Refused, appears
+from vidaccel.eval.worker import Worker
+from vidaccel.processes import Crew, appears, check_agreed
+from vidaccel.processes.reporter import Progress, Reporter
 
 logger = logging.getLogger(__name__)
 
@@ -109,11 +110,7 @@ def _check_agreed(crew: Crew, cells: Sequence[Cell]) -> None:
         ValueError: they differ, with all that they differ in.
     """
     about = {name: item for name, item in cells[0].reference.items() if name not in ("prompt", "seed")}
-    everyone = crew.gather({**about, "settings": key_of({"cells": [cell.key for cell in cells]})})
-    for rank, each in enumerate(everyone):
-        differ = [f"{name} ({each[name]!r}, not {item!r})" for name, item in everyone[0].items() if each[name] != item]
-        if differ:
-            raise Refused(f"process {rank} would run another eval than the main one: of other {', '.join(differ)}")
+    check_agreed(crew, {**about, "settings": key_of({"cells": [cell.key for cell in cells]})}, "run another eval")
 
 
 class _Bench:

@@ -15,7 +15,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        values = yaml.safe_load(_text(path, "settings file"))
+        values = yaml.safe_load(read_text(path, "settings file"))
     except yaml.YAMLError as error:
         raise ValueError(f"settings file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
@@ -31,14 +31,19 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         ValueError: there is no such file, or no prompt in it.
     """
-    lines = [line.strip() for line in _text(path, "prompts file").splitlines()]
+    lines = [line.strip() for line in read_text(path, "prompts file").splitlines()]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ValueError(f"prompts file {str(path)!r} has no prompt")
     return prompts
 
 
-def _text(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
+    """The text of a user's file; `what` says what it should be.
+
+    Raises:
+        ValueError: there is no such file, or it is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -24,6 +24,10 @@ class ModelSize:
         layout: tokens of its self-attention, padded text included.
         heads, head_dim, layers: of its self-attention.
         passes: transformer passes per denoising step, for classifier-free guidance.
+        hidden: width of the feed-forward; None is four times the heads' together.
+        cross_tokens: text tokens of a cross-attention; 0 without one.
+        out: numbers per token that the transformer puts out.
+        batched: whether the pipeline runs the passes of a step as one batch.
     """
 
     model: str
@@ -33,6 +37,15 @@ class ModelSize:
     head_dim: int
     layers: int
     passes: int
+    hidden: int | None = None
+    cross_tokens: int = 0
+    out: int = 64
+    batched: bool = False
+
+    @property
+    def width(self) -> int:
+        """Numbers per token between layers."""
+        return self.heads * self.head_dim
 
     @property
     def dense_pflop(self) -> float:
@@ -42,14 +55,17 @@ class ModelSize:
 
 
 # Grids and shapes as diffusers' configurations of these checkpoints give them.
+WAN_14B: dict[str, Any] = {"hidden": 13_824, "cross_tokens": 512}
 REAL_SIZES = (
-    ModelSize("Wan2.1-T2V-14B 480x832x81", "wan", TokenLayout(21, 30, 52), 40, 128, 40, 2),
-    ModelSize("Wan2.1-T2V-14B 720x1280x81", "wan", TokenLayout(21, 45, 80), 40, 128, 40, 2),
-    ModelSize("Wan2.2-T2V-A14B 720x1280x121", "wan", TokenLayout(31, 45, 80), 40, 128, 40, 2),
+    ModelSize("Wan2.1-T2V-14B 480x832x81", "wan", TokenLayout(21, 30, 52), 40, 128, 40, 2, **WAN_14B),
+    ModelSize("Wan2.1-T2V-14B 720x1280x81", "wan", TokenLayout(21, 45, 80), 40, 128, 40, 2, **WAN_14B),
+    ModelSize("Wan2.2-T2V-A14B 720x1280x121", "wan", TokenLayout(31, 45, 80), 40, 128, 40, 2, **WAN_14B),
     ModelSize("HunyuanVideo 720x1280x129", "hunyuanvideo", TokenLayout(33, 45, 80, text_after=256), 24, 128, 60, 1),
-    ModelSize("CogVideoX-5B 480x720x49", "cogvideox", TokenLayout(13, 30, 45, text_before=226), 48, 64, 42, 2),
-    ModelSize("CogVideoX1.5-5B 768x1360x81", "cogvideox", TokenLayout(11, 48, 85, text_before=226), 48, 64, 42, 2),
-)
+    ModelSize("CogVideoX-5B 480x720x49", "cogvideox", TokenLayout(13, 30, 45, text_before=226), 48, 64, 42, 2,
+              batched=True),
+    ModelSize("CogVideoX1.5-5B 768x1360x81", "cogvideox", TokenLayout(11, 48, 85, text_before=226), 48, 64, 42, 2,
+              out=128, batched=True),
+)  # fmt: skip
 
 
 def typical_heads(family: str) -> int:

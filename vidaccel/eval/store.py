@@ -14,21 +14,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from vidaccel.eval.cells import Cell
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.identity import file_digest, key_of
 from vidaccel.eval.record import CellRecord, to_json
 from vidaccel.eval.video import write_lossless, write_mp4
-from vidaccel.files import write_text
-from vidaccel.processes import Crew, check_shared
+from vidaccel.files import read_object, size_of, write_text
+from vidaccel.processes import Crew, held
 
 CONFIG, RECORD, ERROR = "config.json", "record.json", "error.json"
 CLIP, PREVIEW, LOSSLESS = "clip.safetensors", "preview-lossy.mp4", "video-lossless.mkv"
 FIELDS = {item.name for item in dataclasses.fields(CellRecord) if item.default is dataclasses.MISSING}
 """Of every record that tables can be made of."""
-LOCK = ".lock"
 PART, OLD = ".part", ".old"
 
 
@@ -44,46 +41,33 @@ class Store:
         self.crew = crew or Crew()
         self.out = Path(out).expanduser().absolute()
         self.cells, self.references = self.out / "cells", self.out / "references"
-        self._lock = FileLock(self.out / LOCK)
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> Store:
-        with self.crew.together():
-            if self.crew.main:
-                self._take()
-        try:
-            check_shared(self.crew, self.out)
-        except BaseException:
-            self._lock.release()
-            raise
+        self._held.enter_context(held(self.crew, self.out, "eval", self._prepare))
         return self
-
-    def _take(self) -> None:
-        try:
-            for folder in (self.cells, self.references):
-                folder.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(f"another eval is at work in {str(self.out)!r}: choose another folder") from error
-        except OSError as error:
-            raise ValueError(f"cannot write into folder {str(self.out)!r}: {error.strerror}") from error
-        self._sweep()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:  # fmt: skip
-        self._lock.release()
+        self._held.close()
+
+    def _prepare(self) -> None:
+        for folder in (self.cells, self.references):
+            folder.mkdir(exist_ok=True)
+        self._sweep()
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """The record of a cell that is done, else None."""
         folder = self.cells / cell.name
-        record, size = _read(folder / RECORD), _size(folder / CLIP)
-        about = _read(folder / CONFIG)
+        record, size = read_object(folder / RECORD), size_of(folder / CLIP)
+        about = read_object(folder / CONFIG)
         if record is None or about is None or about.get("config") != _plain(cell.config):
             return None
         return record if about.get("clip_bytes") == size else None
 
     def error(self, cell: Cell) -> dict[str, Any] | None:
         """What a cell that is not done failed with when it was last tried, else None."""
-        return None if self.record(cell) else _read(self.cells / cell.name / ERROR)
+        return None if self.record(cell) else read_object(self.cells / cell.name / ERROR)
 
     def keep_cell(self, cell: Cell, record: CellRecord, clip: Clip) -> None:
         """Write a finished cell: config, clip, a preview to look at, and the record."""
@@ -93,7 +77,7 @@ class Store:
                 write_mp4(clip.frames, folder / PREVIEW, cell.source.fps)
                 if cell.lossless:
                     write_lossless(clip.frames, folder / LOSSLESS, cell.source.fps)
-            _write(folder / CONFIG, {"key": cell.key, "clip_bytes": _size(folder / CLIP), "config": cell.config})
+            _write(folder / CONFIG, {"key": cell.key, "clip_bytes": size_of(folder / CLIP), "config": cell.config})
             record.write(folder / RECORD)
 
     def lacks_split(self, cell: Cell) -> bool:
@@ -132,7 +116,7 @@ class Store:
         folder = self.references / reference_name(config)
         if not folder.exists():
             return None, None
-        about = _read(folder / CONFIG)
+        about = read_object(folder / CONFIG)
         if about is None or about.get("config") != _plain(config):
             return None, f"the reference {folder.name} is of another setting"
         try:
@@ -150,7 +134,7 @@ class Store:
 
     def records(self) -> list[dict[str, Any]]:
         """The records of all finished cells in the folder, by the names of their folders."""
-        found = (_read(folder / RECORD) for folder in sorted(self.cells.iterdir()) if _is_whole(folder))
+        found = (read_object(folder / RECORD) for folder in sorted(self.cells.iterdir()) if _is_whole(folder))
         return [record for record in found if record is not None and record.keys() >= FIELDS]
 
     def _sweep(self) -> None:
@@ -193,15 +177,6 @@ def _is_whole(folder: Path) -> bool:
     return not folder.name.startswith(".")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON object, None where there is none to read."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return values if isinstance(values, dict) else None
-
-
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(to_json(values, indent=2) + "\n", encoding="utf-8")
 
@@ -209,10 +184,3 @@ def _write(path: Path, values: dict[str, Any]) -> None:
 def _plain(values: dict[str, Any]) -> Any:
     """As JSON reads them back: tuples as lists, whole floats as they are."""
     return json.loads(json.dumps(values))
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vidaccel.eval.cells import Cell
-from vidaccel.eval.forecast import Task
 from vidaccel.eval.store import Store, reference_name
+from vidaccel.processes.forecast import Task
 
 FEW = 2
 """References a process below which they are too coarse a split: of 3 for 2 processes, one is done by a single one."""

@@ -7,14 +7,13 @@ import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 from vidaccel.eval.cells import Cell
-from vidaccel.eval.reporter import Reporter
+from vidaccel.eval.failing import described, make_room
 from vidaccel.eval.stage import Stage
 from vidaccel.eval.store import Store, reference_name
 from vidaccel.eval.work import Unit, rounds_of
 from vidaccel.processes import Crew, appears
+from vidaccel.processes.reporter import Reporter
 
 
 class Worker:
@@ -97,7 +96,7 @@ class Worker:
             self._made.append(name)
         except Exception as error:
             self._lost[name] = described(error)
-            _make_room()
+            make_room()
         self.reporter.end()
 
     def _cell(self, stage: Stage, cell: Cell) -> None:
@@ -109,7 +108,7 @@ class Worker:
                 self.store.keep_cell(cell, record, clip)
         except Exception as error:
             self.fail(cell, error)
-            _make_room()
+            make_room()
         if self.store.lacks_split(cell):
             self._split(stage, cell)
         self.reporter.end(typical=cell.name not in self.failed and not cell.breakdown)
@@ -121,7 +120,7 @@ class Worker:
         except Exception as error:
             self.failed[cell.name] = f"breakdown: {described(error)}"
             self.say(f"{cell.name} has no breakdown: {described(error)}")
-            _make_room()
+            make_room()
 
     def _parent(self, cell: Cell) -> dict[str, Any] | None:
         """The record of the cell that a baseline follows.
@@ -143,15 +142,3 @@ class Worker:
             for name in each["made"]:
                 appears(self.store.references / name)
         self._made = []
-
-
-def described(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _make_room() -> None:
-    """Give back what a failed run held on the GPU."""
-    if torch.cuda.is_available():
-        gc.collect()
-        torch.cuda.empty_cache()

@@ -22,7 +22,7 @@ from vidaccel.plan import AttentionPlan
 from vidaccel.planning import select
 from vidaccel.planning.lse import lse
 from vidaccel.planning.mass import block_mass
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 LSE, SEARCHED = "adaptive_lse", "adaptive_searched"
 """What is kept in a state: the log-sum-exp of the first search, and the step of the last one."""
@@ -90,7 +90,7 @@ class Adaptive(Blocks):
         tiles, tokens = tiles_of(site.layout, self.order_of(site.layout), self.block, query.device), site.layout.tokens
         density, scores = self.density_at(site), self.scores(query, key, value, tiles, site, state)
         assert density is not None
-        kept = shared_out(scores, density, tiles, site.layout, self.block, len(query))
+        kept = shared_out(scores, density, tiles, site.layout, self.block, len(query), site.heads)
         return AttentionPlan(BlockMask.from_blocks(kept, self.block, self.block, tokens, tokens))
 
     def scores(
@@ -111,7 +111,8 @@ class Adaptive(Blocks):
 
 
 def shared_out(
-    scores: Tensor, density: float, tiles: Tiles, layout: TokenLayout, block: int, batch: int
+    scores: Tensor, density: float, tiles: Tiles, layout: TokenLayout, block: int, batch: int,
+    heads: Dealt | None = None,
 ) -> Tensor:  # fmt: skip
     """The paper's budget: bool of the scores' shape, as many blocks in each row of a head; nothing waits.
 
@@ -119,6 +120,7 @@ def shared_out(
         scores: mass of blocks ``[batch * heads, tiles, tiles]``.
         density: common to all heads before some give blocks to others; ``2 * density`` at most 1, or less is given.
         tiles: of the natural order.
+        heads: which these are, where other processes have others, which give and take alike.
     """
     blocks, video = layout.video_tokens / block, tiles.video[0]
     # Whole blocks under the density, so that it is met whatever the last block holds.
@@ -127,7 +129,9 @@ def shared_out(
     of_video = scores.masked_fill(~(video[:, None] & video), 0.0)
     kept = select.top_k(scores, base + text, keep=tiles.keep)
     recall = (of_video * kept).sum((1, 2)) / of_video.sum((1, 2)).clamp(min=1e-30)
-    counts = counts_of(recall.view(batch, -1), base, least) + text
+    recall = recall.view(batch, -1)
+    counts = counts_of(recall if heads is None else heads.gather(recall, 1), base, least) + text
+    counts = counts if heads is None else heads.here(counts, 1)
     return select.top_k(scores, counts.flatten(), keep=tiles.keep)
 
 

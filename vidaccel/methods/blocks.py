@@ -16,7 +16,7 @@ from vidaccel.methods.dynamic import Dynamic
 from vidaccel.patterns import cover, orders
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import pool, select
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 KEPT = 64
 
@@ -76,7 +76,9 @@ class Blocks(Dynamic):
         """What is kept in any case: bool, broadcast to the scores' shape."""
         return tiles.keep
 
-    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+    def pick(
+        self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None, heads: Dealt | None = None
+    ) -> Tensor:
         """The blocks that the budget pays for: bool, of the scores' shape.
 
         Args:
@@ -85,9 +87,10 @@ class Blocks(Dynamic):
             tiles: of the grid.
             batch: rows of the batch, each of which has a budget.
             density: of this step; None where `top_p` is the budget.
+            heads: which these are, where other processes have others that share the budget.
         """
         if density is not None:
-            return select.budgeted(scores, density, weights=tiles.weights[None], groups=batch, keep=keep)
+            return select.budgeted(scores, density, weights=tiles.weights[None], groups=batch, keep=keep, heads=heads)
         assert self.top_p is not None
         return select.top_p(scores, self.top_p, keep=keep)
 
@@ -96,7 +99,8 @@ class Blocks(Dynamic):
         keep = self.always(query, key, tiles, site)
         # Without a name, as the scores should not stay while ranges are made.
         kept = self.pick(
-            self.scores(query, key, value, tiles, site, state), keep, tiles, len(query), self.density_at(site)
+            self.scores(query, key, value, tiles, site, state), keep, tiles, len(query), self.density_at(site),
+            site.heads,
         )  # fmt: skip
         tokens = site.layout.tokens
         mask = BlockMask.from_blocks(kept, self.block, self.block, tokens, tokens)

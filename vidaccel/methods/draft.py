@@ -15,7 +15,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.methods.blocks import Blocks, Tiles, patch_order, pooled
 from vidaccel.methods.presets import Preset
 from vidaccel.planning import select
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 PRESETS: Mapping[str, Preset] = {
     "wan": Preset({"density": 0.25, "block": 128, "per_head": True}, 0.25, dense_layers=1),
@@ -51,7 +51,9 @@ class Draft(Blocks):
     ) -> Tensor:  # fmt: skip
         return pooled(query, key, tiles, self.block)
 
-    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+    def pick(
+        self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None, heads: Dealt | None = None
+    ) -> Tensor:
         if density is None or not self.per_head:
-            return super().pick(scores, keep, tiles, batch, density)
+            return super().pick(scores, keep, tiles, batch, density, heads)
         return select.budgeted(scores, density, weights=tiles.weights[None], groups=len(scores), keep=keep)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vidaccel.planning import pool
+from vidaccel.site import Dealt
 
 BLOCK = 256
 MEANS, SIGNAL = "drift_means", "drift_signal"
@@ -30,7 +31,9 @@ def check_drift(limit: Any, refresh: int) -> None:
         raise ValueError(f"drift {limit!r} can do nothing where every step has a new plan: give a refresh above 1")
 
 
-def drifted(limit: float | None, key: Tensor, state: dict[str, Any], *, renew: bool) -> bool:
+def drifted(
+    limit: float | None, key: Tensor, state: dict[str, Any], *, renew: bool, heads: Dealt | None = None
+) -> bool:
     """Whether the keys of the last look had changed by more than `limit`; and look at these.
 
     Args:
@@ -38,6 +41,7 @@ def drifted(limit: float | None, key: Tensor, state: dict[str, Any], *, renew: b
         key: ``[batch, tokens, heads, head_dim]``.
         state: of the layer; keeps what it is measured against, and the signal that is on its way.
         renew: a plan is made now whatever the answer: these keys are what later ones are measured against.
+        heads: those that are here, of keys whose other heads other processes have, and which all answer alike.
     """
     if limit is None:
         return False
@@ -47,8 +51,14 @@ def drifted(limit: float | None, key: Tensor, state: dict[str, Any], *, renew: b
     if renew or moved or MEANS not in state:
         state[MEANS] = means
     else:
-        state[SIGNAL] = _Signal((means - state[MEANS]).norm() / state[MEANS].norm().clamp(min=1e-30))
+        state[SIGNAL] = _Signal(_norm(means - state[MEANS], heads) / _norm(state[MEANS], heads).clamp(min=1e-30))
     return moved
+
+
+def _norm(values: Tensor, heads: Dealt | None) -> Tensor:
+    """Over all heads; where other processes have some, but for a factor that is the same for all values."""
+    norm = values.norm()
+    return norm if heads is None else heads.mean(norm.float().square()).sqrt()
 
 
 class _Signal:

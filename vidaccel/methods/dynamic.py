@@ -86,7 +86,7 @@ class Dynamic(Method):
         due = PLAN not in state or self.due(site, state)
         # Looked at in any case: a signal is read a step after it was taken.
         video = key[:, site.layout.video_start : site.layout.video_end]
-        if drifted(self.drift, video, state, renew=due) or due:
+        if drifted(self.drift, video, state, renew=due, heads=site.heads) or due:
             state[PLAN], state[AGE] = self.choose(query, key, value, site, state), 1
         plan: AttentionPlan = state[PLAN]
         return plan

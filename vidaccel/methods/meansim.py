@@ -18,7 +18,7 @@ from vidaccel.methods.blocks import Blocks, Tiles
 from vidaccel.methods.presets import Preset
 from vidaccel.patterns import orders
 from vidaccel.planning import pool, select
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 SIMILARITY = 0.6
 """The published threshold beside `top_p`."""
@@ -91,9 +91,11 @@ class MeanSim(Blocks):
         predicted = pool.pooled_scores(queries.mean, keys.mean, scale, allowed=allowed)
         return predicted.add_(~(rows[:, :, None] & columns[:, None]), alpha=FIRST)
 
-    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+    def pick(
+        self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None, heads: Dealt | None = None
+    ) -> Tensor:
         if density is not None:
-            return super().pick(scores, keep, tiles, batch, density)
+            return super().pick(scores, keep, tiles, batch, density, heads)
         assert self.top_p is not None
         gated = scores >= FIRST
         return select.top_p(scores.masked_fill_(gated, 0.0), self.top_p, keep=gated.logical_or_(keep))

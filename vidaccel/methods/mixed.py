@@ -81,6 +81,9 @@ class Mixed(HeadProfile):
         self.chooses.check_models(models)
 
     def check_site(self, site: Site) -> None:
+        if site.heads is not None:
+            raise ValueError("method mixed needs all heads of a layer in one process, and this clip is split by heads: "
+                             "use its profile alone (head_profile), or its dynamic method")  # fmt: skip
         # Where the budget cannot be met on this grid, no layer has patterns.
         self.chosen(site.layout)
 

@@ -21,7 +21,7 @@ from vidaccel.patterns import at_density, density_of
 from vidaccel.patterns.neighborhood import Neighborhood
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import select
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 WINDOW = "11x3x3"
 """Of Kandinsky 5, in tiles: the default beside `top_p`."""
@@ -75,9 +75,11 @@ class Nabla(Blocks):
     def always(self, query: Tensor, key: Tensor, tiles: Tiles, site: Site) -> Tensor:
         return tiles.keep | self._window(site).blocks_on(query.device)
 
-    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+    def pick(
+        self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None, heads: Dealt | None = None
+    ) -> Tensor:
         if density is not None:
-            return super().pick(scores, keep, tiles, batch, density)
+            return super().pick(scores, keep, tiles, batch, density, heads)
         assert self.top_p is not None
         # A union: what the window holds does not count towards the share.
         return select.top_p(scores, self.top_p).logical_or_(keep)

@@ -18,7 +18,7 @@ from vidaccel.methods.checks import check_count
 from vidaccel.methods.presets import Preset
 from vidaccel.plan import AttentionPlan
 from vidaccel.planning import pool, select, shapes
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 PRESETS = {"paper": Preset({"top_p": 0.9, "block": 128, "segment": 2, "rows": 128})}
 
@@ -65,9 +65,11 @@ class PermutedBlocks(Blocks):
         # On the diagonal are other tokens' keys: only text is kept in any case.
         return ~(tiles.video[0, :, None] & tiles.video[0])
 
-    def pick(self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None) -> Tensor:
+    def pick(
+        self, scores: Tensor, keep: Tensor, tiles: Tiles, batch: int, density: float | None, heads: Dealt | None = None
+    ) -> Tensor:
         # Without a diagonal a row beside text could be left without any video.
-        return super().pick(scores, keep | select.top_k(scores, 1), tiles, batch, density)
+        return super().pick(scores, keep | select.top_k(scores, 1), tiles, batch, density, heads)
 
     def scores(
         self, query: Tensor, key: Tensor, value: Tensor, tiles: Tiles, site: Site, state: dict[str, Any]

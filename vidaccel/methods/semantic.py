@@ -23,7 +23,7 @@ from vidaccel.plan import AttentionPlan
 from vidaccel.planning import select
 from vidaccel.planning.kmeans import kmeans, sample
 from vidaccel.planning.order import chain, union
-from vidaccel.site import Site
+from vidaccel.site import Dealt, Site
 
 CENTROIDS, STEP, CHOICE = "centroids", "centroids_step", "choice"
 BATCHED = "cond_uncond"
@@ -140,7 +140,7 @@ class Semantic(Dynamic):
         if density is None:
             kept = self._by_share(clusters, video, layout)
         else:
-            kept = self._by_density(clusters, video, layout, density)
+            kept = self._by_density(clusters, video, layout, density, site.heads)
         choice = Choice.of(clusters, kept)
         if self.refresh > 1:
             state[CHOICE] = choice.packed()
@@ -155,7 +155,7 @@ class Semantic(Dynamic):
         for number, (states, count, start) in enumerate(zip((query, key), self.counts(layout), earlier, strict=True)):
             video = states[:, layout.video_start : layout.video_end]
             if start is None:
-                start, rounds = first(video, count, self.first_iterations - 1, number, together), 1
+                start, rounds = first(video, count, self.first_iterations - 1, number, together, site.heads), 1
             else:
                 # Those of this step are another branch's: after one round they are means of these tokens, still alike.
                 start, rounds = start.float(), 1 if common.get(STEP) == site.step else self.iterations
@@ -201,7 +201,9 @@ class Semantic(Dynamic):
         rows = mean_rows(scores, starts, tokens, self.block)
         return select.top_p(rows, self.top_p, minimum=self._least(rows))
 
-    def _by_density(self, clusters: Clusters, video: Video, layout: TokenLayout, density: float) -> Tensor:
+    def _by_density(
+        self, clusters: Clusters, video: Video, layout: TokenLayout, density: float, heads: Dealt | None
+    ) -> Tensor:
         """What each tile keeps within a density: bool ``[lanes, tiles, key clusters]``.
 
         One limit for all rows makes the union of what a tile's clusters choose the same as what their largest score
@@ -217,7 +219,8 @@ class Semantic(Dynamic):
         if layout.text_before + layout.text_after and tokens % self.block:
             whole = edge == tokens // self.block * self.block
         return select.budgeted(
-            scores, density, weights=weights, groups=len(video[0]), minimum=max(1, self._least(scores)), keep=whole
+            scores, density, weights=weights, groups=len(video[0]), minimum=max(1, self._least(scores)), keep=whole,
+            heads=heads,
         )  # fmt: skip
 
     def _least(self, scores: Tensor) -> int:
@@ -238,13 +241,15 @@ def branches(query: Tensor, site: Site) -> int:
     return 2 if site.branch == BATCHED and len(query) % 2 == 0 else 1
 
 
-def first(video: Tensor, count: int, rounds: int, seed: int, together: int) -> Tensor:
+def first(
+    video: Tensor, count: int, rounds: int, seed: int, together: int, heads: Dealt | None = None
+) -> Tensor:  # fmt: skip
     """Centroids after so many rounds from random tokens, like ones side by side: fp32 ``[lanes, count, head_dim]``.
 
     Later rounds keep their numbers, so that like clusters stay neighbours in the order of tokens: kept neighbours are
     one range, and what the clusters in one tile need is alike.
     """
-    start = sample(video, count, seed, together)
+    start = sample(video, count, seed, together, heads)
     if rounds:
         start = kmeans(video, count, iterations=rounds, start=start, together=together).centroids
     return start.gather(1, chain(start)[..., None].expand(start.shape))

@@ -34,7 +34,7 @@ class AllegroProcessor(SdpaProcessor):
         image_rotary_emb: Axes | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            stock: Tensor = self.inner(
+            stock: Tensor = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, image_rotary_emb
             )
             return stock
@@ -75,6 +75,7 @@ class Allegro(Family):
     timestep_position: ClassVar[int] = 2
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
     batched_guidance: ClassVar[bool] = True
+    unsplit: ClassVar[str] = "its rotary embeddings come in a form that diffusers' hooks cannot split"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Patches lie in one frame each, whatever `patch_size_t` says.

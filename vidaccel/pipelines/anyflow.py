@@ -29,7 +29,7 @@ class AnyFlowProcessor(Processor):
         rotary_emb: dict[str, Tensor] | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            stock: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            stock: Tensor = self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             return stock
         query, key, value = project(attn, hidden_states)
         if rotary_emb is not None:
@@ -62,6 +62,7 @@ class AnyFlow(Family):
     stacks: ClassVar[tuple[str, ...]] = ("blocks",)
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
+    unsplit: ClassVar[str] = "its rotary embeddings come in a form that diffusers' hooks cannot split"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Frames stand before channels.

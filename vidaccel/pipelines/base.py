@@ -36,6 +36,12 @@ class Call:
         """The same where a call may leave it out: then None."""
         return self.kwargs.get(name, self.args[position] if position < len(self.args) else None)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The arguments that are tensors, by name or else by position."""
+        values = {**{str(position): each for position, each in enumerate(self.args)}, **self.kwargs}
+        return {name: each for name, each in values.items() if isinstance(each, Tensor)}
+
 
 CONDITIONED = Schedule(dense_first_steps=0.35)
 """Published image-to-video settings keep more steps dense: in Sparse VideoGen's scripts 0.35 of the run."""
@@ -73,6 +79,45 @@ class Family(ABC):
     """Of latents."""
     batched_guidance: ClassVar[bool] = False
     """Whether both guidance passes share one call: unconditional rows, then as many conditional ones."""
+    separate_guidance: ClassVar[bool] = False
+    """Whether pipelines call the transformer for one guidance pass after the other, and use none of their predictions
+    before the last."""
+    early_guidance: ClassVar[tuple[str, ...]] = ()
+    """Parts of the class names of pipelines that use each prediction before they ask for the next."""
+
+    stock_splits: ClassVar[bool] = False
+    """Whether the stock processors, too, can attend in a clip that `parallel_plan` split over processes."""
+    unsplit: ClassVar[str] = "nobody has shown how its model can be split"
+    """Why `parallel_plan` refuses."""
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        """What diffusers' context parallelism splits and gathers, and where, so that attention has a part of the video.
+
+        Text of a joint attention stays whole on every process.
+
+        Returns:
+            The ``cp_plan`` of ``transformer.enable_parallelism``.
+
+        Raises:
+            ValueError: one clip of this model cannot be split.
+        """
+        raise ValueError(f"one clip of {type(transformer).__name__} cannot be split over processes: {self.unsplit}")
+
+    def no_guidance_groups(self, pipeline: str) -> str | None:
+        """Why the guidance passes of a pipeline, by its class's name, cannot be computed at the same time, or None."""
+        if self.batched_guidance:
+            return "both are rows of one call; split its clip over all processes instead"
+        if any(part in pipeline for part in self.early_guidance):
+            return "it uses the conditional prediction before it asks for the other"
+        return None if self.separate_guidance else f"nobody has looked how pipelines of {self.name} compute them"
+
+    def check_split(self, layout: TokenLayout) -> None:
+        """Refuse a forward of a model that `parallel_plan` split.
+
+        Raises:
+            ValueError: other tokens are split with the video's.
+        """
+        return
 
     @property
     def published(self) -> str:

@@ -16,6 +16,7 @@ from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
 from vidaccel.pipelines.processor import Processor, SdpaProcessor, left_to_stock
 from vidaccel.pipelines.projections import normalised
 from vidaccel.pipelines.rotary import Rotary, rotate_after
+from vidaccel.pipelines.split import cut, whole
 
 FUSED = "FusedCogVideoXAttnProcessor2_0"
 
@@ -33,7 +34,7 @@ class CogVideoXProcessor(SdpaProcessor):
     ) -> tuple[Tensor, Tensor]:
         # Only attention_kwargs can bring a mask.
         if left_to_stock(hidden_states, attention_mask):
-            stock: tuple[Tensor, Tensor] = self.inner(
+            stock: tuple[Tensor, Tensor] = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return stock
@@ -73,6 +74,13 @@ class CogVideoX(Family):
     streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        config: Any = transformer.config
+        plan = {"transformer_blocks.0": {"hidden_states": cut(1, 3)}, "proj_out": whole(1, 3)}
+        if config.use_rotary_positional_embeddings:
+            plan[""] = {"image_rotary_emb": [cut(0, 2), cut(0, 2)]}
+        return plan
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Frames stand before channels, and 1.5 has patches of several frames.

@@ -19,6 +19,7 @@ from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.processor import Processor, left_to_stock
 from vidaccel.pipelines.projections import in_heads
 from vidaccel.pipelines.rotary import Rotary
+from vidaccel.pipelines.split import cut, rotary, whole
 
 
 class CosmosProcessor(Processor):
@@ -33,7 +34,7 @@ class CosmosProcessor(Processor):
         image_rotary_emb: Rotary | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            out: Tensor = self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             return out
         query, key, value = in_heads(attn, hidden_states, attn.to_q, attn.to_k, attn.to_v)
         query = attn.norm_q(query)
@@ -67,9 +68,22 @@ class Cosmos(Family):
 
     name: ClassVar[str] = "cosmos"
     transformers: ClassVar[tuple[str, ...]] = ("CosmosTransformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
+    early_guidance: ClassVar[tuple[str, ...]] = ("Cosmos2",)
     processor: ClassVar[type[Processor]] = CosmosProcessor
     conditioned_pipelines: ClassVar[tuple[str, ...]] = ("VideoToWorld", "Predict", "Transfer")
     stock_processors: ClassVar[tuple[str, ...]] = ("CosmosAttnProcessor2_0",)
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        # Timesteps may be those of frames, and then have an embedding for each token.
+        embedded = {"embedded_timestep": cut(1, 3), "temb": cut(1, 3)}
+        plan = {"rope": rotary(0, 2), "transformer_blocks.0": {"hidden_states": cut(1, 3)},
+                "transformer_blocks.*": {**embedded, "controlnet_residual": cut(1, 3)}, "norm_out": embedded,
+                "proj_out": whole(1, 3)}  # fmt: skip
+        config: Any = transformer.config
+        if config.extra_pos_embed_type:
+            plan["learnable_pos_embed"] = {0: cut(1, 3, after=True)}
+        return plan
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

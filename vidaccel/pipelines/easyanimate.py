@@ -17,6 +17,7 @@ from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
 from vidaccel.pipelines.processor import Processor, SdpaProcessor, left_to_stock
 from vidaccel.pipelines.projections import in_heads, normalised
 from vidaccel.pipelines.rotary import Rotary, rotate_after
+from vidaccel.pipelines.split import cut, rotary, whole
 
 
 class EasyAnimateProcessor(SdpaProcessor):
@@ -31,7 +32,7 @@ class EasyAnimateProcessor(SdpaProcessor):
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         if encoder_hidden_states is None or left_to_stock(hidden_states, attention_mask):
-            stock: tuple[Tensor, Tensor | None] = self.inner(
+            stock: tuple[Tensor, Tensor | None] = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return stock
@@ -73,6 +74,10 @@ class EasyAnimate(Family):
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
     streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
     batched_guidance: ClassVar[bool] = True
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        return {"rope_embedding": rotary(0, 2), "transformer_blocks.0": {"hidden_states": cut(1, 3)},
+                "proj_out": whole(1, 3)}  # fmt: skip
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         frames, height, width = call.get("hidden_states", 0).shape[-3:]

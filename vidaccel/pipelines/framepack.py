@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call
+from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.hunyuanvideo import HunyuanVideo
 
 CLEAN = ("latents_clean", 8)
@@ -28,6 +28,8 @@ class FramePack(HunyuanVideo):
     name: ClassVar[str] = "framepack"
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideoFramepackTransformer3DModel",)
     like: ClassVar[str | None] = "hunyuanvideo"
+    unsplit: ClassVar[str] = "its blocks hold history and video as one stream, of which only the video is a grid"
+    parallel_plan = Family.parallel_plan
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

@@ -142,6 +142,7 @@ class GenericFamily(Family):
     transformers: ClassVar[tuple[str, ...]] = ()
     stacks: ClassVar[tuple[str, ...]] = ()
     cacheable: ClassVar[bool] = False
+    unsplit: ClassVar[str] = "nothing is known of how a model without a family can be split"
 
     def __init__(self, about: Generic, transformer: nn.Module) -> None:
         self.about = about

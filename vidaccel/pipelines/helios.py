@@ -39,7 +39,7 @@ class HeliosProcessor(Processor):
         original_context_length: int | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            stock: Tensor = self.inner(
+            stock: Tensor = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb, original_context_length
             )
             return stock
@@ -70,9 +70,11 @@ class Helios(Family):
 
     name: ClassVar[str] = "helios"
     transformers: ClassVar[tuple[str, ...]] = ("HeliosTransformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
     processor: ClassVar[type[Processor]] = HeliosProcessor
     stock_processors: ClassVar[tuple[str, ...]] = ("HeliosAttnProcessor",)
     stacks: ClassVar[tuple[str, ...]] = ("blocks",)
+    unsplit: ClassVar[str] = "its blocks hold the past and the video as one stream, of which only the video is a grid"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

@@ -19,6 +19,7 @@ from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
 from vidaccel.pipelines.processor import Processor, left_to_stock
 from vidaccel.pipelines.projections import in_heads, normalised
 from vidaccel.pipelines.rotary import Rotary, rotate
+from vidaccel.pipelines.split import cut, rotary, whole
 from vidaccel.schedule import Schedule
 
 
@@ -35,7 +36,7 @@ class HunyuanVideoProcessor(Processor):
     ) -> tuple[Tensor, Tensor | None]:
         # Other masks than the model's own are not ours to handle.
         if encoder_hidden_states is None or left_to_stock(hidden_states) or not hides_keys(attention_mask):
-            stock: tuple[Tensor, Tensor | None] = self.inner(
+            stock: tuple[Tensor, Tensor | None] = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return stock
@@ -109,11 +110,21 @@ class HunyuanVideo(Family):
 
     name: ClassVar[str] = "hunyuanvideo"
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideoTransformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
     processor: ClassVar[type[Processor]] = HunyuanVideoProcessor
     stock_processors: ClassVar[tuple[str, ...]] = ("HunyuanVideoAttnProcessor2_0",)
     attention: ClassVar[str] = "attn"
     stacks: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
+
+    unsplit: ClassVar[str] = "its blocks modulate the tokens of the first frame by their places in the whole video"
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        config: Any = transformer.config
+        if config.image_condition_type == "token_replace":
+            return super().parallel_plan(transformer)
+        first = "transformer_blocks.0" if len(transformer.transformer_blocks) else "single_transformer_blocks.0"  # type: ignore[arg-type]
+        return {"rope": rotary(0, 2), first: {"hidden_states": cut(1, 3)}, "proj_out": whole(1, 3)}
 
     def output_projection(self, transformer: nn.Module, index: int) -> Tensor | None:
         model: Any = transformer

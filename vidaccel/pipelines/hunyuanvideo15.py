@@ -19,6 +19,7 @@ from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
 from vidaccel.pipelines.hunyuanvideo import HunyuanVideoProcessor, radial_setting
 from vidaccel.pipelines.processor import left_to_stock
 from vidaccel.pipelines.rotary import Rotary
+from vidaccel.pipelines.split import cut, rotary, whole
 from vidaccel.schedule import Schedule
 
 TOKENS = (("encoder_hidden_states", 2), ("encoder_hidden_states_2", 5), ("image_embeds", 7))
@@ -38,12 +39,12 @@ class HunyuanVideo15Processor(HunyuanVideoProcessor):
     ) -> tuple[Tensor, Tensor | None]:
         text = encoder_hidden_states
         if text is None or left_to_stock(hidden_states) or not _hides_text(attention_mask, text):
-            stock: tuple[Tensor, Tensor | None] = self.inner(
+            stock: tuple[Tensor, Tensor | None] = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return stock
         assert attention_mask is not None
-        keys = functional.pad(attention_mask, (hidden_states.shape[1], 0), value=True)[:, None, None]
+        keys = functional.pad(attention_mask, (self.whole(hidden_states.shape[1]), 0), value=True)[:, None, None]
         return super().__call__(attn, hidden_states, encoder_hidden_states, keys, image_rotary_emb)
 
 
@@ -57,11 +58,15 @@ class HunyuanVideo15(Family):
 
     name: ClassVar[str] = "hunyuanvideo15"
     transformers: ClassVar[tuple[str, ...]] = ("HunyuanVideo15Transformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
     like: ClassVar[str | None] = "hunyuanvideo"
     processor: ClassVar[type[HunyuanVideo15Processor]] = HunyuanVideo15Processor
     stock_processors: ClassVar[tuple[str, ...]] = ("HunyuanVideo15AttnProcessor2_0",)
     attention: ClassVar[str] = "attn"
     streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        return {"rope": rotary(0, 2), "transformer_blocks.0": {"hidden_states": cut(1, 3)}, "proj_out": whole(1, 3)}
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

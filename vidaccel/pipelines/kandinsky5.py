@@ -30,7 +30,7 @@ class Kandinsky5Processor(Processor):
     ) -> Tensor:
         # `sparse_params` are the model's own sparse attention.
         if left_to_stock(hidden_states, encoder_hidden_states, sparse_params):
-            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
+            out: Tensor = self.stock(attn, hidden_states, encoder_hidden_states, rotary_emb, sparse_params)
             return out
         query, key, value = (
             layer(hidden_states).unflatten(-1, (attn.num_heads, -1))
@@ -61,6 +61,7 @@ class Kandinsky5(Family):
 
     name: ClassVar[str] = "kandinsky5"
     transformers: ClassVar[tuple[str, ...]] = ("Kandinsky5Transformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
     processor: ClassVar[type[Processor]] = Kandinsky5Processor
     conditioned_pipelines: ClassVar[tuple[str, ...]] = ("I2V",)
     stock_processors: ClassVar[tuple[str, ...]] = ("Kandinsky5AttnProcessor",)
@@ -68,6 +69,7 @@ class Kandinsky5(Family):
     attention: ClassVar[str] = "self_attention"
     stacks: ClassVar[tuple[str, ...]] = ("visual_transformer_blocks",)
     streams: ClassVar[tuple[tuple[str, int], ...]] = (("visual_embed", 0),)
+    unsplit: ClassVar[str] = "its blocks hold the video as frames, rows and columns, which are put in order inside them"
 
     def heads(self, transformer: nn.Module) -> tuple[int, int]:
         config: Any = transformer.config

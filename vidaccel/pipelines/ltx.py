@@ -15,6 +15,7 @@ from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.processor import Processor, left_to_stock
 from vidaccel.pipelines.rotary import Rotary, rotate_pairs
+from vidaccel.pipelines.split import cut, rotary, whole
 
 
 class LTXProcessor(Processor):
@@ -29,7 +30,7 @@ class LTXProcessor(Processor):
         image_rotary_emb: Rotary | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            out: Tensor = self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
             return out
         query, key = attn.norm_q(attn.to_q(hidden_states)), attn.norm_k(attn.to_k(hidden_states))
         if image_rotary_emb is not None:
@@ -97,6 +98,15 @@ class LTX(Family):
     timestep_position: ClassVar[int] = 2
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        # diffusers' own splits the text, too, but not the mask that its cross attention then needs.
+        return {"": {"hidden_states": cut(1, 3), "timestep": cut(1, 2)}, "rope": rotary(1, 3), "proj_out": whole(1, 3)}
+
+    def check_split(self, layout: TokenLayout) -> None:
+        if layout.tokens != layout.video_tokens:
+            raise ValueError("one clip of LTX with conditions cannot be split over processes: they stand before the "
+                             "video in one stream")  # fmt: skip
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         # Pipelines that give coordinates give no grid, or one of a single token.

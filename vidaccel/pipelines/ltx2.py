@@ -44,7 +44,7 @@ class LTX2Processor(Processor):
         others = encoder_hidden_states, attention_mask, key_rotary_emb, perturbation_mask
         if left_to_stock(hidden_states, *others) or (all_perturbed is not None and all_perturbed):
             more = (perturbation_mask, all_perturbed) if type(self.inner).__name__ == PERTURBED else ()
-            stock: Tensor = self.inner(
+            stock: Tensor = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, query_rotary_emb, key_rotary_emb, *more
             )
             return stock
@@ -98,6 +98,7 @@ class LTX2(Family):
     predictions: ClassVar[int] = 2
     channel_axis: ClassVar[int] = 2
     batched_guidance: ClassVar[bool] = True
+    unsplit: ClassVar[str] = "its sound attends to the video, of which each process has only a part"
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         self._check_mask(transformer, call)

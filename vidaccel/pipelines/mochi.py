@@ -19,6 +19,7 @@ from vidaccel.pipelines.base import VIDEO_AND_TEXT, Call, Family
 from vidaccel.pipelines.processor import Processor, left_to_stock
 from vidaccel.pipelines.projections import in_heads
 from vidaccel.pipelines.rotary import Rotary
+from vidaccel.pipelines.split import cut, rotary, whole
 from vidaccel.schedule import Schedule
 
 
@@ -34,7 +35,7 @@ class MochiProcessor(Processor):
         image_rotary_emb: Rotary | None = None,
     ) -> tuple[Tensor, Tensor]:
         if left_to_stock(hidden_states):
-            stock: tuple[Tensor, Tensor] = self.inner(
+            stock: tuple[Tensor, Tensor] = self.stock(
                 attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb
             )
             return stock
@@ -48,8 +49,9 @@ class MochiProcessor(Processor):
                 strict=True,
             )
         )
-        lengths = valid.sum(dim=1, dtype=torch.int32) + video
-        out = self.attend(query, key, value, lengths).flatten(2, 3)
+        words = valid.sum(dim=1, dtype=torch.int32)
+        lengths = words + video
+        out = self.attend(query, key, value, words + self.whole(video)).flatten(2, 3)
         # Text and video in one tensor, as in diffusers: copied apart they would be rounded otherwise below.
         padding = torch.arange(out.shape[1], device=out.device) >= lengths[:, None]
         out = out.masked_fill(padding[:, :, None], 0)
@@ -127,6 +129,9 @@ class Mochi(Family):
     branches: ClassVar[tuple[str, ...]] = ("cond_uncond",)
     streams: ClassVar[tuple[tuple[str, int], ...]] = VIDEO_AND_TEXT
     batched_guidance: ClassVar[bool] = True
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        return {"rope": rotary(0, 3), "transformer_blocks.0": {"hidden_states": cut(1, 3)}, "proj_out": whole(1, 3)}
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         frames, height, width = call.get("hidden_states", 0).shape[-3:]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
-from vidaccel.pipelines.base import Call
+from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.hunyuanvideo import HunyuanVideo, HunyuanVideoProcessor, hides_keys
 from vidaccel.pipelines.processor import Mode, left_to_stock
 from vidaccel.pipelines.rotary import Rotary
@@ -38,7 +38,7 @@ class MotifProcessor(HunyuanVideoProcessor):
         if text is None or attention_mask is None or not hides_keys(attention_mask):
             return super().__call__(attn, hidden_states, text, attention_mask, image_rotary_emb)
         if self.mode is Mode.DENSE or left_to_stock(hidden_states):
-            stock: tuple[Tensor, Tensor | None] = self.inner(
+            stock: tuple[Tensor, Tensor | None] = self.stock(
                 attn, hidden_states, text, attention_mask, image_rotary_emb
             )
             return stock
@@ -63,6 +63,8 @@ class Motif(HunyuanVideo):
     name: ClassVar[str] = "motif"
     transformers: ClassVar[tuple[str, ...]] = ("MotifVideoTransformer3DModel",)
     like: ClassVar[str | None] = "hunyuanvideo"
+    unsplit: ClassVar[str] = "its last blocks attend to the video twice in one sequence"
+    parallel_plan = Family.parallel_plan
     processor: ClassVar[type[MotifProcessor]] = MotifProcessor
     stock_processors: ClassVar[tuple[str, ...]] = ("MotifVideoAttnProcessor2_0",)
     # The decoder begins with other streams than the blocks before it leave, in the middle of one ModuleList.

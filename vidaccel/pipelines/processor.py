@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -24,6 +24,20 @@ class Mode(Enum):
     """As the session decides when the layer runs."""
 
 
+class Exchange(Protocol):
+    """What goes between processes around an attention call: a `vidaccel.parallel.exchange.Exchange`."""
+
+    @property
+    def video(self) -> int:
+        """Video tokens of the whole sequence."""
+
+    def gathered(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """From the tokens here with all heads, to all tokens with the heads that are this process's."""
+
+    def scattered(self, out: Tensor) -> Tensor:
+        """Back."""
+
+
 class Processor:
     """A replacement attention processor: hands query, key and value to the session, and the rest to the stock one.
 
@@ -37,14 +51,42 @@ class Processor:
         self.backend = ""
         self.plan: op.Arguments | None = None
         """What `Mode.STATIC` computes, and by which backend."""
+        self.exchange: Exchange | None = None
+        """Where one clip is split over processes."""
+        self.stock_splits = True
+        """Whether the stock processor knows how it is split, too."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
         """Attention as the session decided for this transformer call, or decides now.
 
         Args:
-            query, key, value: ``[batch, tokens, heads, head_dim]``.
-            key_lengths: int ``[batch]``, valid keys of each row, where the sequence ends in padding.
+            query, key, value: ``[batch, tokens, heads, head_dim]``; of a split clip, the tokens that are here.
+            key_lengths: int ``[batch]``, valid keys of each row of the whole sequence, where that ends in padding.
         """
+        if self.exchange is None:
+            return self._attended(query, key, value, key_lengths)
+        query, key, value = self.exchange.gathered(query, key, value)
+        return self.exchange.scattered(self._attended(query, key, value, key_lengths))
+
+    def whole(self, video: int) -> int:
+        """Video tokens of the whole sequence, of which a call is given so many."""
+        return video if self.exchange is None else self.exchange.video
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """What the stock processor makes of a call.
+
+        Raises:
+            RuntimeError: the clip is split in a way that it does not know.
+        """
+        if self.exchange is not None and not self.stock_splits:
+            raise RuntimeError(
+                f"{type(self.inner).__name__} would compute this call, which has gradients or a mask of its own, and "
+                "does not know how the clip is split over processes: run it without gradients, or without the split"
+            )
+        return self.inner(*args, **kwargs)
+
+    def _attended(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None) -> Tensor:
+        """The same as `attend` of one process."""
         if self.mode is Mode.DENSE:
             return self.dense(query, key, value, key_lengths)
         if self.mode is Mode.STATIC and self.plan is not None:
@@ -71,12 +113,9 @@ class Processor:
 
     @_parallel_config.setter
     def _parallel_config(self, config: Any) -> None:
-        if config is not None:
-            raise ValueError(
-                "vidaccel does not split one clip over devices yet: call disable_sparse_attention() before "
-                "enable_parallelism()"
-            )
-        self.inner._parallel_config = config
+        # For what is left to the stock processor: ours goes by what the session finds on the model.
+        if hasattr(self.inner, "_parallel_config"):
+            self.inner._parallel_config = config
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor, key_lengths: Tensor | None = None) -> Tensor:
         """Attention exactly as the stock processor computes it; arguments as in `attend`."""

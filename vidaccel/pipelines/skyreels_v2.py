@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vidaccel.layout import TokenLayout
 from vidaccel.pipelines.base import Call
+from vidaccel.pipelines.split import cut, rotary, whole
 from vidaccel.pipelines.wan import Wan
 
 MOST_NOISE = 60
@@ -26,6 +27,13 @@ class SkyReelsV2(Wan):
     name: ClassVar[str] = "skyreels_v2"
     transformers: ClassVar[tuple[str, ...]] = ("SkyReelsV2Transformer3DModel",)
     like: ClassVar[str | None] = "wan"
+    stock_splits: ClassVar[bool] = False
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        # Timesteps may be those of frames: then each token has its own modulation, that of the output too, which the
+        # forward has of all tokens.
+        return {"rope": rotary(1, 4), "blocks.0": {"hidden_states": cut(1, 3)}, "blocks.*": {"temb": cut(2, 4)},
+                "norm_out": whole(1, 3)}  # fmt: skip
 
     def stock(self, processor: Any) -> bool:
         name = type(processor).__name__

@@ -15,6 +15,7 @@ from vidaccel.pipelines.base import Call, Family
 from vidaccel.pipelines.processor import Processor, left_to_stock
 from vidaccel.pipelines.projections import project
 from vidaccel.pipelines.rotary import rotate_promoted
+from vidaccel.pipelines.split import shipped
 
 
 class WanProcessor(Processor):
@@ -29,7 +30,7 @@ class WanProcessor(Processor):
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         if left_to_stock(hidden_states, encoder_hidden_states, attention_mask):
-            out: Tensor = self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
+            out: Tensor = self.stock(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
             return out
         query, key, value = project(attn, hidden_states)
         if rotary_emb is not None:
@@ -44,9 +45,14 @@ class Wan(Family):
 
     name: ClassVar[str] = "wan"
     transformers: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel",)
+    separate_guidance: ClassVar[bool] = True
     processor: ClassVar[type[Processor]] = WanProcessor
     stock_processors: ClassVar[tuple[str, ...]] = ("WanAttnProcessor",)
     stacks: ClassVar[tuple[str, ...]] = ("blocks",)
+    stock_splits: ClassVar[bool] = True
+
+    def parallel_plan(self, transformer: nn.Module) -> dict[str, Any]:
+        return shipped(transformer)
 
     def layout(self, transformer: nn.Module, call: Call) -> TokenLayout:
         config: Any = transformer.config

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from vidaccel.pipelines.base import Family
 from vidaccel.pipelines.wan import Wan
 
 
@@ -22,6 +23,9 @@ class WanAnimate(Wan):
     # Cross-attention to the face changes the stream after every few blocks. What a stack adds is measured around all
     # of them, so that it holds the face's share too, and blocks that are passed by hand on what is then replaced.
     cacheable: ClassVar[bool] = True
+    unsplit: ClassVar[str] = "its blocks attend to the face frame by frame, and each process has parts of frames"
+    stock_splits: ClassVar[bool] = False
+    parallel_plan = Family.parallel_plan
 
     def conditioned(self, pipeline: Any, transformer: nn.Module) -> bool:
         return True

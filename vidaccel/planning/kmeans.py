@@ -19,6 +19,7 @@ from torch import Tensor
 from vidaccel.planning import dispatch
 from vidaccel.planning.order import Order, order_by
 from vidaccel.planning.shapes import check_states, no_dot
+from vidaccel.site import Dealt
 
 CHUNK = 1 << 24
 """Numbers of the largest tensor that the torch path makes besides its inputs and results: 64 MB of fp32."""
@@ -87,16 +88,21 @@ def _common(result: KMeans, together: int) -> KMeans:
     return KMeans(means.repeat(together, 1, 1), result.labels, result.order)
 
 
-def sample(points: Tensor, clusters: int, seed: int, together: int = 1) -> Tensor:
+def sample(
+    points: Tensor, clusters: int, seed: int, together: int = 1, dealt: Dealt | None = None
+) -> Tensor:  # fmt: skip
     """Random tokens of each lane, all different as long as there are enough: fp32 ``[lanes, clusters, head_dim]``.
 
-    Lanes with common centroids (see `kmeans`) start from tokens of the first of them.
+    Lanes with common centroids (see `kmeans`) start from tokens of the first of them. A head starts from the same
+    tokens whatever process has it: `dealt` says which heads these are, where others have others.
     """
     _check(points)
     if together > 1:
-        return sample(points[: len(points) // together], clusters, seed).repeat(together, 1, 1)
+        return sample(points[: len(points) // together], clusters, seed, 1, dealt).repeat(together, 1, 1)
     batch, tokens, heads, head_dim = points.shape
-    places = torch.arange(batch * heads * tokens, device=points.device).view(batch, heads, tokens)
+    every = heads if dealt is None else dealt.total
+    places = torch.arange(batch * every * tokens, device=points.device).view(batch, every, tokens)
+    places = places if dealt is None else dealt.here(places, 1)
     shuffled = _mixed(places, seed).argsort(dim=-1)
     token = shuffled[..., torch.arange(clusters, device=points.device) % tokens].transpose(1, 2)
     chosen = points.gather(1, token[..., None].expand(-1, -1, -1, head_dim))

@@ -13,7 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vidaccel.planning import dispatch
+from vidaccel.planning import dispatch, shared
+from vidaccel.site import Dealt
 
 CHUNK = 1 << 22
 """Costs that are summed at a time."""
@@ -104,6 +105,7 @@ def budgeted(
     minimum: int = 1,
     groups: int = 1,
     keep: Tensor | None = None,
+    heads: Dealt | None = None,
 ) -> Tensor:
     """The best blocks over all rows of a group, up to a share `density` of its cost.
 
@@ -121,12 +123,15 @@ def budgeted(
         minimum: blocks of every row that are kept in any case, those of `keep` included.
         groups: the patterns are that many equal runs with a budget each; the batch size for a budget per batch row.
         keep: see `top_k`.
+        heads: which those of a group are, where other processes have others that share its budget.
 
     Raises:
         ValueError: shapes or types other than these, or numbers out of range.
     """
     forced = top_k(scores, minimum, keep=keep)
-    costs, budget = _budget(scores, density, weights, groups)
+    costs, budget = _budget(scores, density, weights, groups, heads)
+    if heads is not None:
+        return shared.cut(scores, forced, costs, budget, heads)
     if _uses_triton(scores, forced, costs):
         kept: Tensor = dispatch.module("select").cut(scores, forced, costs, budget)
         return kept
@@ -155,8 +160,8 @@ def _within(scores: Tensor, forced: Tensor, costs: Tensor | None, budget: Tensor
 
 
 def _budget(
-    scores: Tensor, density: float, weights: Tensor | None, groups: int
-) -> tuple[Tensor | None, Tensor]:  # fmt: skip
+    scores: Tensor, density: float, weights: Tensor | None, groups: int, heads: Dealt | None = None
+) -> tuple[Tensor | None, Tensor]:
     """The costs broadcast to the scores, and the budget of each group: int64 ``[groups]``."""
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density={density} is not in (0, 1]")
@@ -169,6 +174,7 @@ def _budget(
         total = torch.full((groups,), scores.numel() // groups, dtype=torch.int64, device=scores.device)
     else:
         total = _totals(costs).view(groups, -1).sum(1)
+    total = total if heads is None else shared.total(total, heads)
     # 0.29 * 100 is 28.999999999999996: a budget that is whole must not lose one to rounding.
     return costs, (total.double() * density * (1 + 1e-15)).floor().long()
 

@@ -4,8 +4,9 @@ They talk through the key-value store that the launcher opened, and share one fo
 them waits for another one's tensors.
 """
 
-from vidaccel.processes.crew import Crew, Refused
-from vidaccel.processes.folder import appears, check_shared
+from vidaccel.processes.crew import Crew, Refused, check_agreed, share
+from vidaccel.processes.folder import appears, check_shared, held
 from vidaccel.processes.launch import join, joined, take_device
 
-__all__ = ["Crew", "Refused", "appears", "check_shared", "join", "joined", "take_device"]
+__all__ = ["Crew", "Refused", "appears", "check_agreed", "check_shared", "held", "join", "joined", "share",
+           "take_device"]  # fmt: skip

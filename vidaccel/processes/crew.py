@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -46,8 +46,11 @@ class Crew:
         return [value]
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, idle: Callable[[], None] | None = None) -> Iterator[None]:
         """A block that all processes run: where one fails all do, with its words.
+
+        Args:
+            idle: called again and again while others are waited for.
 
         Raises:
             Exception: what the block raised here.
@@ -69,3 +72,37 @@ class Crew:
 
     def follow(self) -> None:
         """Let the main process have the last word: launchers end all processes as soon as one fails."""
+
+
+def check_agreed(crew: Crew, about: Mapping[str, Any], what: str) -> None:
+    """Make sure that all processes are to do the very same.
+
+    Args:
+        about: what must be the same in all, of what JSON has.
+        what: a process would do where it is not, such as "run another eval".
+
+    Raises:
+        ValueError: they differ, with all that they differ in.
+    """
+    everyone = crew.gather(dict(about))
+    for rank, each in enumerate(everyone):
+        differ = [f"{name} ({each.get(name)!r}, not {item!r})" for name, item in everyone[0].items()
+                  if each.get(name) != item]  # fmt: skip
+        if differ:
+            raise Refused(f"process {rank} would {what} than the main one: of other {', '.join(differ)}")
+
+
+def share(crew: Crew, pieces: Sequence[int], do: Callable[[int], None], idle: Callable[[], None] | None = None) -> None:
+    """Have each of some pieces of work done by one process; when it returns, all of them are done.
+
+    Args:
+        pieces: numbers, the same in all processes.
+        do: does one.
+        idle: called again and again while others are waited for.
+
+    Raises:
+        Exception: what `do` raised here. Others go on with what there is before they fail, too: see `Crew.together`.
+    """
+    with crew.together(idle):
+        for turn in crew.claims(len(pieces)):
+            do(pieces[turn])

@@ -7,15 +7,49 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from vidaccel.processes.crew import Crew
 
-FOLDER = ".job"
+FOLDER, LOCK = ".job", ".lock"
 SIGHT = 60.0
 """Seconds that a file of another machine may take to be seen: file systems of networks keep what they looked up."""
 POLL = 0.1
+
+
+@contextlib.contextmanager
+def held(crew: Crew, folder: Path, what: str, prepare: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """A block in which the processes of one job alone work in a folder, made if need be: the main one holds its lock.
+
+    Args:
+        what: is at work there, such as "eval".
+        prepare: called once, by the main process, while no other one writes.
+
+    Raises:
+        ValueError: the folder cannot be written, another job is at work in it, or some process does not see it.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        with crew.together():
+            if crew.main:
+                with _writing(folder):
+                    _take(lock, folder, what)
+                    prepare()
+        check_shared(crew, folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _take(lock: FileLock, folder: Path, what: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ValueError(f"another {what} is at work in {str(folder)!r}: choose another folder") from error
 
 
 def check_shared(crew: Crew, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from typing import Any
 
 from vidaccel.processes.crew import Crew
 
@@ -35,7 +36,13 @@ def is_launched() -> bool:
     return all(name in os.environ for name in VARIABLES) and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def _meet() -> Crew:
+def store(prefix: str) -> tuple[Any, int, int]:
+    """The key-value store that the launcher opened, for keys of one purpose; and this process's rank, of how many.
+
+    Raises:
+        ValueError: this build of torch has none.
+        RuntimeError: the other processes did not come.
+    """
     import torch.distributed
 
     if not torch.distributed.is_available():
@@ -43,10 +50,14 @@ def _meet() -> Crew:
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.rendezvous import rendezvous
 
+    found, rank, size = next(rendezvous("env://"))
+    return PrefixStore(prefix, found), rank, size
+
+
+def _meet() -> Crew:
     from vidaccel.processes.launched import Launched
 
-    store, rank, size = next(rendezvous("env://"))
-    crew = Launched(PrefixStore("vidaccel", store), rank, size, int(os.environ["LOCAL_RANK"]))
+    crew = Launched(*store("vidaccel"), int(os.environ["LOCAL_RANK"]))
     atexit.register(crew.close)
     return crew
 

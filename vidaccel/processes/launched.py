@@ -55,13 +55,14 @@ class Launched(Crew):
         return [self._get(key) for key in keys]
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, idle: Callable[[], None] | None = None) -> Iterator[None]:
         failed: Exception | None = None
         try:
             yield
         except Exception as error:
             failed = error
-        said = self.gather(None if failed is None else {"input": isinstance(failed, ValueError), "text": str(failed)})
+        mine = None if failed is None else {"input": isinstance(failed, ValueError), "text": str(failed)}
+        said = self.gather(mine, idle)
         if all(each is None for each in said):
             return
         if failed is not None and (self.main or not isinstance(failed, ValueError)):

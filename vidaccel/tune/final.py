@@ -93,10 +93,13 @@ class Final:
 
     def _count(self, batch: Sequence[Found], seconds: float) -> int:
         """How many prompts a batch can have in that time; 0 where it is too short for two."""
-        decoding = self._decoding()
-        each = self.lab.dense["seconds"] * (1 + sum(one.time for one in batch)) + decoding * (1 + len(batch))
-        count = min(len(self.prompts), MOST_PROMPTS, int(seconds / each))
+        count = min(len(self.prompts), MOST_PROMPTS, int(seconds / self._takes(batch)) * self.lab.width)
         return count if count >= LEAST_PROMPTS else 0
+
+    def _takes(self, batch: Sequence[Found]) -> float:
+        """Seconds of a batch on one prompt, or on as many as run at once."""
+        generating = self.lab.dense["seconds"] * (1 + sum(one.time for one in batch))
+        return generating + self._decoding() * (1 + len(batch))
 
     def _decoding(self) -> float:
         """Seconds of decoding: as measured, and before that a guess."""
@@ -109,21 +112,51 @@ class Final:
 
     def _batch(self, batch: Sequence[Found], prompts: Iterable[str], until: float) -> bool:
         """Rounds of a dense run and each candidate; whether all of them were in time."""
-        done = {(line["candidate"], line["prompt"]) for line in self.lab.journal.of(CLIP)}
-        for prompt in prompts:
-            missing = [each for each in batch if (key(each.settings), prompt) not in done]
-            if not missing:
-                continue
-            if not self._count(missing, LEAST_PROMPTS * (until - self.lab.budget.spent)):
+        texts = list(prompts)
+        for at in range(0, len(texts), self.lab.width):
+            missing = {prompt: found for prompt in texts[at : at + self.lab.width]
+                       if (found := self._missing(batch, prompt))}  # fmt: skip
+            if missing and max(map(self._takes, missing.values())) > until - self.lab.budget.spent:
                 return False
-            self.tell("measuring: dense")
-            dense = self._run(prompt)
-            for each in missing:
-                self.tell(f"measuring: {words(each.settings)}")
-                self._one(each.settings, prompt, dense)
+            self._ahead(missing)
+            for prompt in missing:
+                self._in_turns(self._missing(batch, prompt), prompt)
         return True
 
+    def _missing(self, batch: Sequence[Found], prompt: str) -> list[Found]:
+        """Those of a batch that were not measured on a prompt."""
+        done = {line["candidate"] for line in self.lab.journal.of(CLIP) if line["prompt"] == prompt}
+        return [each for each in batch if key(each.settings) not in done]
+
+    def _ahead(self, missing: dict[str, list[Found]]) -> None:
+        """Have all processes measure, a prompt each, so that a speedup has both its times from one; nothing alone."""
+        if self.lab.team is None:
+            return
+        self.tell(f"measuring on {len(missing)} prompts at once")
+        jobs = [self.lab.job(CLIP, prompt=prompt, settings=[each.settings for each in found])
+                for prompt, found in missing.items()]  # fmt: skip
+        for lines in self.lab.team.run(jobs):
+            for line in lines:
+                self.lab.journal.add(CLIP, self.lab.budget.spent, **line)
+
+    def decoded(self, candidates: Sequence[Settings], prompt: str) -> list[dict[str, Any]]:
+        """What is to be said of candidates in the journal, after a dense run and theirs."""
+        dense = self._run(prompt)
+        return [self._values(each, prompt, dense) for each in candidates]
+
+    def _in_turns(self, batch: Sequence[Found], prompt: str) -> None:
+        if not batch:
+            return
+        self.tell("measuring: dense")
+        dense = self._run(prompt)
+        for each in batch:
+            self.tell(f"measuring: {words(each.settings)}")
+            self._one(each.settings, prompt, dense)
+
     def _one(self, candidate: Settings, prompt: str, dense: Run) -> None:
+        self.lab.journal.add(CLIP, self.lab.budget.spent, **self._values(candidate, prompt, dense))
+
+    def _values(self, candidate: Settings, prompt: str, dense: Run) -> dict[str, Any]:
         session = self.lab.session(candidate)
         try:
             with attached(session):
@@ -131,9 +164,8 @@ class Final:
         finally:
             vidaccel.disable(self.lab.pipe)
         metrics = self._metrics(Clip.of(dense), Clip.of(fast))
-        self.lab.journal.add(CLIP, self.lab.budget.spent, candidate=key(candidate), settings=candidate, prompt=prompt,
-                             dense=_denoising(dense), fast=_denoising(fast), metrics=metrics,
-                             decoding=fast.seconds - _denoising(fast))  # fmt: skip
+        return {"candidate": key(candidate), "settings": candidate, "prompt": prompt, "dense": _denoising(dense),
+                "fast": _denoising(fast), "metrics": metrics, "decoding": fast.seconds - _denoising(fast)}  # fmt: skip
 
     def _metrics(self, dense: Clip, fast: Clip) -> dict[str, float]:
         """Of what a target may name those that there are; identical clips have as good a value as can be written."""

@@ -11,9 +11,11 @@ import vidaccel
 from vidaccel.eval import env
 from vidaccel.eval.cells import Cell
 from vidaccel.eval.clip import Clip
+from vidaccel.eval.failing import described
 from vidaccel.eval.metrics import compare_videos
 from vidaccel.eval.runner import LATENT, Run, Runner, attached
-from vidaccel.eval.store import Store
+from vidaccel.eval.store import Store, reference_name
+from vidaccel.processes import appears
 from vidaccel.profile import Profile
 from vidaccel.session import Session
 from vidaccel.tune.budget import Budget
@@ -21,6 +23,7 @@ from vidaccel.tune.calls import Work, timed_calls, work_of
 from vidaccel.tune.candidate import Settings, attention, is_sparse, key, words
 from vidaccel.tune.front import Found
 from vidaccel.tune.journal import Journal
+from vidaccel.tune.team import Job, Team
 
 IDENTICAL = 150.0
 """dB that stand for latents without any error."""
@@ -30,6 +33,8 @@ MOST_TURNS, HOPELESS, CLEAR = 4, 1.3, 0.7
 """Turns of a probe, a pace from which one is enough, and one below which two are."""
 DENSE_RUN, RUN, FAILED, PACE = "dense", "run", "failed", "pace"
 """Kinds of lines in the journal."""
+FAILURES = (ValueError, RuntimeError, FloatingPointError)
+"""What a candidate that cannot run raises."""
 Say = Callable[[str], None]
 
 
@@ -44,7 +49,12 @@ class Lab:
         budget: told in the journal.
         base: a profile with the heads and calibrations that candidates go by.
         say: hears of what happens.
+
+    Attributes:
+        team: the processes that run candidates beside this one; None for none.
     """
+
+    team: Team | None = None
 
     def __init__(self, pipe: Any, cells: Sequence[Cell], store: Store, journal: Journal, budget: Budget, base: Profile,
                  say: Say) -> None:  # fmt: skip
@@ -59,6 +69,11 @@ class Lab:
         return self.runner.steps
 
     @property
+    def width(self) -> int:
+        """How many generations run at once."""
+        return 1 if self.team is None else self.team.size
+
+    @property
     def dense(self) -> dict[str, float]:
         """Of the dense runs so far: median ``seconds`` of denoising, the share ``calls`` of it that the transformer
         takes, and transformer calls a step, ``passes``."""
@@ -68,9 +83,15 @@ class Lab:
     def prepare(self) -> None:
         """Make the references that are not there yet."""
         done = {line["prompt"] for line in self.journal.of(DENSE_RUN)}
-        for index in range(len(self.cells)):
-            if index not in done or not self._kept(index):
+        lacking = [index for index in range(len(self.cells)) if index not in done or not self._kept(index)]
+        if self.team is None:
+            for index in lacking:
                 self._reference(index)
+            return
+        found = self.team.run([{"kind": DENSE_RUN, "prompt": index} for index in lacking])
+        for index, values in zip(lacking, found, strict=True):
+            appears(self.store.references / reference_name(self.cells[index].reference))
+            self.journal.add(DENSE_RUN, self.budget.spent, prompt=index, **values)
 
     def session(self, candidate: Settings, **more: Any) -> Session:
         """What a user's `enable` of these settings makes, not attached.
@@ -89,21 +110,67 @@ class Lab:
 
     def attempt(self, candidate: Settings, index: int) -> dict[str, Any] | None:
         """The line of a candidate's run on a prompt; None where it cannot run."""
-        own = key(candidate)
-        for line in self.journal.lines:
-            if line.get("candidate") == own and (line["kind"] == FAILED or line.get("prompt") == index):
-                return line if line["kind"] == RUN else None
+        if (line := self._line(candidate, index)) is not None:
+            return line if line["kind"] == RUN else None
         try:
             pace = self.pace(candidate)
             if pace is None:
                 raise ValueError("its attention was dropped")
-            values = self._measured(candidate, index, pace)
-        except (ValueError, RuntimeError, FloatingPointError) as error:
-            self._failed(candidate, error)
+        except FAILURES as error:
+            return self._noted(candidate, index, _why(error))
+        finally:
+            vidaccel.disable(self.pipe)
+        return self._noted(candidate, index, self.outcome(candidate, index, pace))
+
+    def ahead(self, pairs: Sequence[tuple[Settings, int]]) -> None:
+        """Have all processes run candidates on prompts at once: `attempt` finds them then. Does nothing alone."""
+        if self.team is None:
+            return
+        new = {(key(candidate), index): (candidate, index) for candidate, index in pairs
+               if self._line(candidate, index) is None}  # fmt: skip
+        paced = [(candidate, index, self._pace_if_any(candidate)) for candidate, index in new.values()]
+        # The others fail, which `attempt` finds out and says.
+        able = [each for each in paced if each[2] is not None]
+        jobs = [self.job(RUN, settings=candidate, prompt=index, pace=pace) for candidate, index, pace in able]
+        for (candidate, index, _), outcome in zip(able, self.team.run(jobs), strict=True):
+            if self._line(candidate, index) is None:
+                self._noted(candidate, index, outcome)
+
+    def job(self, kind: str, **values: Any) -> Job:
+        """A job for the team, with the names of the calibrations that it may go by."""
+        return {"kind": kind, "calibrations": list(self.base.calibrations), **values}
+
+    def outcome(self, candidate: Settings, index: int, pace: float) -> dict[str, Any]:
+        """What a run of a candidate on a prompt measured, or ``why`` it cannot be; see `Work` for the pace."""
+        try:
+            return self._measured(candidate, index, pace)
+        except FAILURES as error:
+            return _why(error)
+        finally:
+            vidaccel.disable(self.pipe)
+
+    def _line(self, candidate: Settings, index: int) -> dict[str, Any] | None:
+        """That of a run, or of the candidate's failure."""
+        own = key(candidate)
+        return next((line for line in self.journal.lines if line.get("candidate") == own
+                     and (line["kind"] == FAILED or line.get("prompt") == index)), None)  # fmt: skip
+
+    def _noted(self, candidate: Settings, index: int, outcome: dict[str, Any]) -> dict[str, Any] | None:
+        """The line of an outcome; None where it is a failure."""
+        own, spent = key(candidate), self.budget.spent
+        if "why" not in outcome:
+            return self.journal.add(RUN, spent, candidate=own, settings=candidate, prompt=index, **outcome)
+        self.journal.add(FAILED, spent, candidate=own, settings=candidate, why=outcome["why"])
+        self.say(f"{words(candidate)} cannot run: {outcome['why']}")
+        return None
+
+    def _pace_if_any(self, candidate: Settings) -> float | None:
+        try:
+            return self.pace(candidate)
+        except FAILURES:
             return None
         finally:
             vidaccel.disable(self.pipe)
-        return self.journal.add(RUN, self.budget.spent, candidate=own, settings=candidate, prompt=index, **values)
 
     def _given_costs(self) -> dict[str, float]:
         """What a call takes that a cache gives, by policy: candidates of as many calls are then equally fast."""
@@ -154,11 +221,6 @@ class Lab:
         time = 1 - inside + inside * statistics.mean(shares)
         return Found(lines[0]["settings"], time, _mean(lines) if whole else lines[0]["snr"] + gain, whole)
 
-    def _failed(self, candidate: Settings, error: Exception) -> None:
-        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        self.journal.add(FAILED, self.budget.spent, candidate=key(candidate), settings=candidate, why=why)
-        self.say(f"{words(candidate)} cannot run: {why}")
-
     def _measured(self, candidate: Settings, index: int, pace: float) -> dict[str, Any]:
         session, reference = self.session(candidate), self._reference(index)
         with attached(session), timed_calls(self.pipe) as calls:
@@ -199,8 +261,17 @@ class Lab:
         return calls[len(calls) // steps :] if steps > 1 else calls
 
     def _reference(self, index: int) -> Clip:
-        if index in self._references or self._kept(index):
-            return self._references[index]
+        if not self._kept(index):
+            values = self.dense_run(index)
+            self.journal.add(DENSE_RUN, self.budget.spent, prompt=index, **values)
+        return self._references[index]
+
+    def dense_run(self, index: int) -> dict[str, float]:
+        """Make the reference of a prompt and keep it: what is to be said of it in the journal.
+
+        Raises:
+            ValueError: a pipeline that does not hand out its latents.
+        """
         with timed_calls(self.pipe) as calls:
             run = self._run(index)
         clip, seconds = Clip.of(run), run.denoising or run.seconds
@@ -208,10 +279,8 @@ class Lab:
             name = type(self.pipe).__name__
             raise ValueError(f"{name} does not hand out its latents, by which candidates are judged")
         self.store.keep_reference(self.cells[index].reference, clip, env.provenance())
-        self.journal.add(DENSE_RUN, self.budget.spent, prompt=index, seconds=seconds, calls=sum(calls) / seconds,
-                         passes=len(calls) / self.steps)  # fmt: skip
         self._references[index] = clip
-        return clip
+        return {"seconds": seconds, "calls": sum(calls) / seconds, "passes": len(calls) / self.steps}
 
     def _kept(self, index: int) -> bool:
         """Whether there is a reference in the store, which is then at hand."""
@@ -226,6 +295,10 @@ class Lab:
 
     def _run(self, index: int, **overrides: Any) -> Run:
         return self.runner.run("tuning", self.cells[index].prompt, self.cells[index].seed, **overrides)
+
+
+def _why(error: Exception) -> dict[str, Any]:
+    return {"why": described(error)}
 
 
 def _policy(line: dict[str, Any]) -> str:

@@ -13,12 +13,14 @@ import vidaccel
 from vidaccel import architecture
 from vidaccel.api import facts
 from vidaccel.caching.calibration import CacheCalibration
-from vidaccel.calibration import calibrate_cache
+from vidaccel.calibration.cache import SAMPLES
+from vidaccel.calibration.cache import measured as calibrated_cache
 from vidaccel.eval.runner import attached
 from vidaccel.eval.sources import Source
 from vidaccel.heads import heads_digest
 from vidaccel.patched import DENSE
 from vidaccel.pipelines import experts, family_of
+from vidaccel.processes import Crew
 from vidaccel.profile import REPOSITORY, Profile
 from vidaccel.tune.candidate import Settings, attention, is_sparse, key, settings, words
 from vidaccel.tune.front import front
@@ -27,6 +29,8 @@ from vidaccel.tune.space import CALIBRATION, Space, block_for, lowest, methods, 
 
 GRID, NOTE = "grid", "note"
 """Kinds of lines in the journal."""
+CALIBRATE = "calibrate"
+"""A kind of jobs: of all processes together."""
 SLOW = 0.97
 """Pace from which sparse calls save nothing worth a search."""
 CALIBRATED, PROBES = 2, 4
@@ -103,9 +107,9 @@ def calibrated(lab: Lab, given: Given, folder: Path, tell: Tell) -> None:
         if made.steps != lab.steps:
             raise ValueError(f"the cache calibration {given.cache_file} is for runs of {made.steps} steps, not of "
                              f"{lab.steps}: give another, or none, and one is made")  # fmt: skip
-        _keep(lab, CALIBRATION, made)
+        keep(lab, CALIBRATION, made)
         return
-    made = _made(lab, CALIBRATION, folder, 1.0, lambda: tell("calibrating step caches"), sparse=False)
+    made = _made(lab, CALIBRATION, folder, 1.0, lambda: tell("calibrating step caches"), None)
     if made is None:
         lab.say("no calibration of step caches: policies that need one are left out")
 
@@ -141,14 +145,17 @@ def under_sparse(lab: Lab, space: Space, folder: Path, until: float, tell: Tell)
             return
         report = f"calibrating step caches under {words(candidate)}"
         with attached(lab.session(candidate)):
-            made = _made(lab, named, folder, pace, lambda what=report: tell(what), sparse=True)  # type: ignore[misc]
+            made = _made(lab, named, folder, pace, lambda what=report: tell(what), candidate)  # type: ignore[misc]
         if made is None:
             return
         space.calibrations[named] = lab.base.calibrations[named]
-        for share in SHARES:
-            for index in range(len(lab.cells)):
-                if until - lab.budget.spent > lab.dense["seconds"]:
-                    lab.attempt(_static(candidate, named, max(2, round(share * lab.steps)), space), index)
+        caches = [_static(candidate, named, max(2, round(share * lab.steps)), space) for share in SHARES]
+        pairs = [(each, index) for each in caches for index in range(len(lab.cells))]
+        for at in range(0, len(pairs), lab.width):
+            if until - lab.budget.spent > lab.dense["seconds"]:
+                lab.ahead(pairs[at : at + lab.width])
+                for each, index in pairs[at : at + lab.width]:
+                    lab.attempt(each, index)
 
 
 def _static(candidate: Settings, name: str, count: int, space: Space) -> Settings:
@@ -156,35 +163,56 @@ def _static(candidate: Settings, name: str, count: int, space: Space) -> Setting
     return settings(**{**candidate, "cache": {**cache, **space.short}})
 
 
-def _made(lab: Lab, name: str, folder: Path, pace: float, tell: Callable[[], None], sparse: bool
+def _made(lab: Lab, name: str, folder: Path, pace: float, tell: Callable[[], None], candidate: Settings | None
           ) -> CacheCalibration | None:  # fmt: skip
-    """A calibration of what is enabled now, as it was made before or is made now; None where there is no time, or the
-    model's steps cannot be cached."""
-    path = folder / "calibrations" / f"{name}.json"
+    """A calibration of what is enabled now, which is that candidate's attention, as it was made before or is made now;
+    None where there is no time, or the model's steps cannot be cached."""
+    path = file_of(folder, name)
     if path.exists():
-        return _keep(lab, name, CacheCalibration.load(path))
+        return keep(lab, name, CacheCalibration.load(path))
     if any(line["about"] == name for line in lab.journal.of(NOTE)):
         return None
-    prompts = [cell.prompt for cell in lab.cells[:CALIBRATED]]
-    needed = (len(prompts) + PROBES) * pace * lab.dense["seconds"]
+    needed = (len(lab.cells[:CALIBRATED]) + PROBES) * pace * lab.dense["seconds"]
     if needed > SHARE * lab.budget.total:
         lab.say(f"no time to calibrate step caches: about {needed:.0f} s")
         return None
     tell()
     path.parent.mkdir(exist_ok=True)
-    call = {name: item for name, item in lab.cells[0].call.items() if item is not None}
+    crew = Crew() if lab.team is None else lab.team.crew
+    if lab.team is not None:
+        lab.team.everyone(lab.job(CALIBRATE, name=name, settings=candidate))
     try:
-        made = calibrate_cache(lab.pipe, prompts, work=path.with_suffix(".work"), out=path, probes=PROBES,
-                               seed=lab.cells[0].seed, sparse=sparse, progress=lambda *_: tell(), **call)  # fmt: skip
+        made = measured_calibration(lab, name, folder, candidate is not None, tell, crew)
+        assert made is not None
+        made.save(path)
     except ValueError as error:
         why = " ".join(str(error).split())
         lab.journal.add(NOTE, lab.budget.spent, about=name, why=why)
         lab.say(f"step caches cannot be calibrated: {why}")
         return None
-    return _keep(lab, name, made)
+    return keep(lab, name, made)
 
 
-def _keep(lab: Lab, name: str, made: CacheCalibration) -> CacheCalibration:
+def measured_calibration(lab: Lab, name: str, folder: Path, sparse: bool, tell: Callable[[], None], crew: Crew
+                         ) -> CacheCalibration | None:  # fmt: skip
+    """A calibration of what is enabled now, by all processes together; None in others than the main one.
+
+    Raises:
+        ValueError: the model's steps cannot be cached.
+    """
+    call = {name: item for name, item in lab.cells[0].call.items() if item is not None}
+    prompts = [cell.prompt for cell in lab.cells[:CALIBRATED]]
+    return calibrated_cache(lab.pipe, prompts, call, samples=SAMPLES, seed=lab.cells[0].seed, sparse=sparse,
+                            work=file_of(folder, name).with_suffix(".work"), probes=PROBES,
+                            progress=lambda *_: tell(), crew=crew)  # fmt: skip
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a calibration that was made here lies."""
+    return folder / "calibrations" / f"{name}.json"
+
+
+def keep(lab: Lab, name: str, made: CacheCalibration) -> CacheCalibration:
     """Put a calibration among those of the lab; where it was read from is no part of the profile."""
     calibrations = {**lab.base.calibrations, name: dataclasses.replace(made, reference="")}
     lab.base = dataclasses.replace(lab.base, calibrations=calibrations)

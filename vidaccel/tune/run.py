@@ -11,21 +11,27 @@ from typing import Any
 
 from vidaccel import points
 from vidaccel.api import set_aside
+from vidaccel.calibration.settings import check_whole
 from vidaccel.eval.cells import Cell, plan_cells
 from vidaccel.eval.identity import key_of
 from vidaccel.eval.settings import Settings
 from vidaccel.eval.sources import Source
 from vidaccel.eval.store import Store
+from vidaccel.pipelines import experts
 from vidaccel.points import Point
+from vidaccel.processes import Crew, check_agreed
 from vidaccel.profile import Profile
 from vidaccel.stored_cache import files_of
 from vidaccel.target import Target
 from vidaccel.tune.budget import Budget
 from vidaccel.tune.final import LEAST_PROMPTS, Final, digest
+from vidaccel.tune.hand import Hand
 from vidaccel.tune.journal import Journal
 from vidaccel.tune.lab import Lab
-from vidaccel.tune.ready import Given, base_of, calibrated, space_of, under_sparse
+from vidaccel.tune.ready import Given, base_of, calibrated, keep, space_of, under_sparse
 from vidaccel.tune.search import Search
+from vidaccel.tune.space import CALIBRATION
+from vidaccel.tune.team import Team
 
 JOURNAL = "journal.jsonl"
 ASKED = "asked"
@@ -107,16 +113,47 @@ def tune(
         ValueError: bad arguments, or no optuna, before anything is loaded; or nothing that is worth its time, or a
             budget that ended before two prompts were measured.
     """
-    wanted, texts, given = _checked(target, prompts, budget, trials), list(prompts), Given(heads, cache_file)
-    source = model if isinstance(model, Source) else Source.of(model)
-    source.check_family()
-    searched, held_out = divided(texts)
-    cells = plan_cells([source], Settings.of({"method": "dense", "prompt": searched, "seed": seed, "quick": True,
-                                              "baselines": False, **call}))  # fmt: skip
+    found = shared_tune(Crew(), model, prompts, work, target=target, budget=budget, trials=trials, heads=heads,
+                        cache_file=cache_file, seed=seed, progress=progress, say=say, **call)  # fmt: skip
+    assert found is not None
+    return found
+
+
+def shared_tune(
+    crew: Crew, model: Any, prompts: Sequence[str], work: str | os.PathLike[str], *, target: str | Target,
+    budget: float, trials: int | None, heads: Profile | None, cache_file: str | None, seed: int,
+    progress: Progress | None, say: Callable[[str], None] | None, **call: Any,
+) -> Tuned | None:  # fmt: skip
+    """`tune` over several processes, which run as many generations at once.
+
+    Candidates of the search are asked for in groups, and each prompt of the last measurements is of one process, so
+    that a speedup has both its times from one. Paces are measured in the main process, while the others wait.
+
+    Args:
+        crew: the processes, each of which calls this with the same arguments and a folder that all of them see.
+
+    Returns:
+        None in other processes than the main one.
+
+    Raises:
+        ValueError: as for `tune`, or processes that would tune for other runs.
+        RuntimeError: another process has gone.
+    """
+    with crew.together():
+        wanted, texts, given = _checked(target, prompts, budget, trials), list(prompts), Given(heads, cache_file)
+        source = model if isinstance(model, Source) else Source.of(model)
+        source.check_family()
+        searched, held_out = divided(texts)
+        cells = plan_cells([source], Settings.of({"method": "dense", "prompt": searched, "seed": seed, "quick": True,
+                                                  "baselines": False, **call}))  # fmt: skip
+        asked = _asked(cells, texts, seed, given)
+    about = {name: item for name, item in cells[0].reference.items() if name not in ("prompt", "seed")}
+    check_agreed(crew, {**about, **asked}, "tune for other runs")
     # What a cell is beside its reference does not matter: only the latter is run here.
-    with Store(work) as store:
-        journal = Journal(store.out / JOURNAL)
-        _same_tuning(journal, cells, texts, seed, given)
+    with Store(work, crew) as store:
+        with crew.together():
+            journal = Journal(store.out / JOURNAL if crew.main else None)
+            _same_tuning(journal, asked)
         told = Budget(budget, journal.spent)
         report = progress or (lambda *_: None)
         hear = say or (lambda _: None)
@@ -125,10 +162,21 @@ def tune(
             report(what, told.spent, told.total)
 
         tell("loading")
-        pipe = source.load()
+        with crew.together():
+            pipe = source.load()
+            check_whole(experts(pipe))
+            base = base_of(pipe, source, given)
         with set_aside(pipe):
-            lab = Lab(pipe, cells, store, journal, told, base_of(pipe, source, given), hear)
-            return _tuned(lab, held_out, given, wanted, seed, trials, tell)
+            lab = Lab(pipe, cells, store, journal, told, base, hear)
+            final = Final(lab, held_out, seed, wanted, tell)
+            team = Team(crew, Hand(lab, final, crew).do)
+            if not crew.main:
+                if (own := given.calibration) is not None:
+                    keep(lab, CALIBRATION, own)
+                team.serve()
+                return None
+            lab.team = team if crew.size > 1 else None
+            return _tuned(lab, final, given, wanted, seed, trials, tell)
 
 
 def divided(prompts: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -152,22 +200,41 @@ def _checked(target: str | Target, prompts: Sequence[str], budget: float, trials
     return Target.of(target)
 
 
-def _same_tuning(journal: Journal, cells: Sequence[Cell], prompts: Sequence[str], seed: int, given: Given) -> None:
+def _asked(cells: Sequence[Cell], prompts: Sequence[str], seed: int, given: Given) -> dict[str, Any]:
+    """What tells a tuning from others."""
+    return {"references": key_of({"all": [cell.reference for cell in cells]}), "prompts": digest(prompts),
+            "seed": seed, **given.described()}  # fmt: skip
+
+
+def _same_tuning(journal: Journal, asked: dict[str, Any]) -> None:
     """Refuse a folder in which another tuning was begun."""
-    asked = {"references": key_of({"all": [cell.reference for cell in cells]}), "prompts": digest(prompts),
-             "seed": seed, **given.described()}  # fmt: skip
     before = next(journal.of(ASKED), None)
     if before is None:
         journal.add(ASKED, 0.0, **asked)
         return
     if other := [name for name, value in asked.items() if before.get(name) != value]:
-        raise ValueError(f"{journal.path.parent} is of another tuning: it differs in {', '.join(other)} "
+        where = "" if journal.path is None else journal.path.parent
+        raise ValueError(f"{where} is of another tuning: it differs in {', '.join(other)} "
                          "(references: of model, call, device or versions); choose another folder")  # fmt: skip
 
 
-def _tuned(lab: Lab, prompts: Sequence[str], given: Given, target: Target, seed: int, trials: int | None,
+def _tuned(lab: Lab, final: Final, given: Given, target: Target, seed: int, trials: int | None,
            tell: Callable[[str], None]) -> Tuned:  # fmt: skip
-    """What is done with a model that is loaded."""
+    """What is done with a model that is loaded, and the other processes let go in the end."""
+    search, budget, folder = _searched(lab, given, seed, trials, tell), lab.budget, lab.store.out
+    final.run(budget.total)
+    if lab.team is not None:
+        lab.team.end()
+    if not (found := final.points()):
+        raise ValueError(_nothing(lab, final, folder))
+    best = final.best()
+    chosen = final.nearest() if best is None else best
+    profile = finished(lab.base, found, chosen)
+    return Tuned(profile, chosen, best is not None, target, search.trials(), budget.spent)
+
+
+def _searched(lab: Lab, given: Given, seed: int, trials: int | None, tell: Callable[[str], None]) -> Search:
+    """The search, after what it goes by."""
     budget, folder = lab.budget, lab.store.out
     tell("dense references")
     lab.prepare()
@@ -175,14 +242,7 @@ def _tuned(lab: Lab, prompts: Sequence[str], given: Given, target: Target, seed:
     search, until = Search(lab, space_of(lab, tell), seed, trials, tell), budget.total * (1 - FINAL)
     search.run(until * (SPARSE if search.space.attentions else 1))
     under_sparse(lab, search.space, folder, until, tell)
-    final = Final(lab, prompts, seed, target, tell)
-    final.run(budget.total)
-    if not (found := final.points()):
-        raise ValueError(_nothing(lab, final, folder))
-    best = final.best()
-    chosen = final.nearest() if best is None else best
-    profile = finished(lab.base, found, chosen)
-    return Tuned(profile, chosen, best is not None, target, search.trials(), budget.spent)
+    return search
 
 
 def _nothing(lab: Lab, final: Final, folder: Any) -> str:

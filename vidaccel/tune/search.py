@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vidaccel.tune.candidate import Settings, key, words
@@ -69,22 +70,53 @@ class Search:
         study = self._study()
         stale = 0
         while self._fits(until) and self._more(GLOBAL) and stale < STALE:
-            trial = study.ask()
-            before = len(self.lab.journal.lines)
-            values, candidate = self._values(trial, until)
-            if candidate is not None:
-                self.lab.journal.add(TRIAL, self.lab.budget.spent, params=trial.params, candidate=candidate)
-            study.tell(trial, values)
-            # The line of the trial itself is no news.
-            stale = 0 if len(self.lab.journal.lines) > before + (candidate is not None) else stale + 1
+            trials = [study.ask() for _ in range(self._room(GLOBAL))]
+            before, told = len(self.lab.journal.lines), 0
+            self._ahead([each for each in map(self._candidate, trials) if each is not None], until, MARGIN)
+            for trial in trials:
+                values, candidate = self._values(trial, until)
+                if candidate is not None:
+                    self.lab.journal.add(TRIAL, self.lab.budget.spent, params=trial.params, candidate=candidate)
+                    told += 1
+                study.tell(trial, values)
+            # The lines of the trials themselves are no news.
+            stale = 0 if len(self.lab.journal.lines) > before + told else stale + len(trials)
+
+    def _room(self, share: float) -> int:
+        """How many candidates may run at once now, of this share of all; 1 at least."""
+        left = self.lab.width if self.most is None else math.ceil(share * self.most) - self.trials()
+        return max(1, min(self.lab.width, left))
+
+    def _ahead(self, candidates: Sequence[Settings], until: float, margin: float) -> None:
+        """Have all processes run candidates at once, as far as `_rungs` is about to ask for them; nothing alone."""
+        if self.lab.team is None:
+            return
+        kept, going = front(self.lab.found()), list(candidates)
+        for index in range(len(self.lab.cells)):
+            if not going or not self._fits(until):
+                return
+            self.tell(f"{self.trials()} candidates; {len(going)} at once")
+            self.lab.ahead([(each, index) for each in going])
+            found = {key(each.settings): each for each in self.lab.found()}
+            going = [each for each in going if key(each) in found and self._worth(found[key(each)], kept, margin)]
+
+    @staticmethod
+    def _worth(found: Found, kept: list[Found], margin: float) -> bool:
+        """Whether a candidate may reach the front, as far as it ran."""
+        return found.snr >= LOWEST and shortfall(found.time, found.snr, _others(kept, found.settings)) <= margin
+
+    def _candidate(self, trial: Any) -> Settings | None:
+        """What a trial asks for; None where that is no candidate."""
+        try:
+            candidate = self.space.candidate(trial)
+        except ValueError:
+            return None
+        return None if candidate["cache"] is None and candidate["method"] == "dense" else candidate
 
     def _values(self, trial: Any, until: float) -> tuple[tuple[float, float], str | None]:
         """Time and quality of a trial, and the key of its candidate."""
-        try:
-            candidate = self.space.candidate(trial)
-            if candidate["cache"] is None and candidate["method"] == "dense":
-                raise ValueError("it is the dense run")
-        except ValueError:
+        candidate = self._candidate(trial)
+        if candidate is None:
             return (1.0, WORST), None
         found = self._rungs(candidate, until)
         # Where the time was over before it ran, it is not as good as tried.
@@ -102,7 +134,7 @@ class Search:
             if self.lab.attempt(candidate, index) is None:
                 return None
             found = next(each for each in self.lab.found() if each.settings == candidate)
-            if found.snr < LOWEST or shortfall(found.time, found.snr, _others(kept, candidate)) > margin:
+            if not self._worth(found, kept, margin):
                 break
         return found
 
@@ -114,14 +146,19 @@ class Search:
             kept = [each for each in front(self.lab.found()) if each.snr >= LOWEST]
             if not kept:
                 return
-            near = min(kept, key=lambda each: (tried.get(key(each.settings), 0), draw.random()))
-            tried[key(near.settings)] = tried.get(key(near.settings), 0) + 1
-            proposed = neighbour(near.settings, self.space, draw)
-            before = len(self.lab.journal.lines)
-            if proposed is not None:
-                # As it is like one of the front, what it gains or loses on one prompt tells more.
-                self._rungs(proposed, until, LIKE)
-            stale = 0 if len(self.lab.journal.lines) > before else stale + 1
+            room, before = self._room(1.0), len(self.lab.journal.lines)
+            proposed = [each for each in (self._near(kept, tried, draw) for _ in range(room)) if each is not None]
+            # As they are like some of the front, what they gain or lose on one prompt tells more.
+            self._ahead(proposed, until, LIKE)
+            for each in proposed:
+                self._rungs(each, until, LIKE)
+            stale = 0 if len(self.lab.journal.lines) > before else stale + room
+
+    def _near(self, kept: Sequence[Found], tried: dict[str, int], draw: random.Random) -> Settings | None:
+        """A neighbour of a candidate that has had fewest."""
+        near = min(kept, key=lambda each: (tried.get(key(each.settings), 0), draw.random()))
+        tried[key(near.settings)] = tried.get(key(near.settings), 0) + 1
+        return neighbour(near.settings, self.space, draw)
 
     def _study(self) -> Any:
         """A study that knows the trials of the journal, and the seeds that are not among them."""
@@ -129,10 +166,12 @@ class Search:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         past = list(self.lab.journal.of(TRIAL))
-        sampler = optuna.samplers.TPESampler(seed=self.seed + len(past), n_startup_trials=len(list(self.space.seeds())))
+        seeds = list(self.space.seeds())
+        # Told to expect little of what is asked for beside it, or it would ask for the same several times at once.
+        sampler = optuna.samplers.TPESampler(seed=self.seed + len(past), n_startup_trials=len(seeds),
+                                             constant_liar=self.lab.width > 1)  # fmt: skip
         study = optuna.create_study(directions=["minimize", "maximize"], sampler=sampler)
         found = {key(each.settings): each for each in self.lab.found()}
-        seeds = list(self.space.seeds())
         for line in past:
             # Asked again for what it asked for then; the sampler learns by it, and nothing runs.
             study.enqueue_trial(line["params"])

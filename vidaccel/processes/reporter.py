@@ -1,16 +1,16 @@
-"""Tells what an eval is at and how long it will still take, from all processes that share it."""
+"""Tells what a job is at and how long it will still take, from all processes that share it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 
-from vidaccel.eval.forecast import Forecast, Task
-from vidaccel.processes import Crew
+from vidaccel.processes.crew import Crew
+from vidaccel.processes.forecast import Forecast, Task
 
 Progress = Callable[[str, int, int, float | None], None]
 """Called after each denoising step with what is at work, the steps done and all steps of its generation, and the
-seconds until the whole eval is done, None where nothing is known yet. While others are waited for: tasks, not steps."""
+seconds until the whole job is done, None where nothing is known yet. While others are waited for: tasks, not steps."""
 ASK = 1.0
 """Seconds between two questions to other processes."""
 
