@@ -26,7 +26,7 @@ WAN, HUNYUAN, COG = "WanTransformer3DModel", "HunyuanVideoTransformer3DModel, te
 CLASSES = (WAN, HUNYUAN, COG)
 DENSE = "dense"
 FURTHER = {"centroid": {"compensation": "centroid"}, "residual": {"compensation": "residual"},
-           "int8": {"precision": "int8"}}  # fmt: skip
+           "int8": {"precision": "int8", "backend": "reference"}}  # fmt: skip
 CHOSEN = {name: method for name, method in METHODS.items() if name != "mixed"}
 
 
