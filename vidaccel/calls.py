@@ -240,11 +240,13 @@ class Calls:
             heads: of all processes.
             run: its steps.
         """
-        if not self.setting.method.static or site.layout.tokens < (self.setting.min_tokens or 0):
+        method = self.setting.method
+        if site.layout.tokens < (self.setting.min_tokens or 0):
             return None
         sites = [replace(site, step=step) for step in run if plan.is_sparse(step, site.layer)]
-        every = [self.statics(each).loads(each, heads) for each in sites]
-        return [sum(costs) for costs in zip(*every, strict=True)] if every else None
+        every = [self.statics(each).loads(each, heads) if method.static else method.head_costs(each) for each in sites]
+        known = [costs for costs in every if costs is not None]
+        return [sum(costs) for costs in zip(*known, strict=True)] if known else None
 
     def count_sparse(self, plan: AttentionPlan, spot: Spot) -> None:
         """Count a sparse call; the plan may be on another device."""

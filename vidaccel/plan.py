@@ -128,27 +128,33 @@ class AttentionPlan:
         moved = ExtraKeys(*(each.to(device) for each in extra)) if extra else None
         return AttentionPlan(mask.to(device), query_order, key_order, moved, groups, self.notes)
 
-    def of_heads(self, heads: Sequence[int], total: int) -> AttentionPlan:
+    def of_heads(self, heads: Sequence[int], total: int, batch: int = 1) -> AttentionPlan:
         """The plan of some of its heads, in this order.
 
         Args:
             heads: which.
-            total: heads that this plan is for; its parts have one pattern for all of them, or one for each.
+            total: heads that this plan is for; its parts have one pattern for all of them, or for each, or for each in
+                each batch row.
+            batch: rows of the call.
 
         Raises:
             ValueError: parts of another number of patterns, or with extra keys.
         """
         if self.mask is None:
             return self
-        orders = self.query_order, self.key_order, self.key_groups
-        if self.extra is not None or any(len(each) not in (1, total) for each in (self.mask.offsets, *orders)
-                                         if each is not None):  # fmt: skip
+        parts = (self.mask.offsets, self.query_order, self.key_order, self.key_groups)
+        fit = all(part is None or len(part) in (1, total, batch * total) for part in parts)
+        if self.extra is not None or not fit:
             raise ValueError(f"only a plan without extra keys, with one pattern or one for each of {total} heads, can "
                              "be cut to some of them")  # fmt: skip
-        index = torch.tensor(heads, device=self.mask.offsets.device)
-        mask = self.mask if self.mask.patterns == 1 else self.mask.pick(index)
-        queries, keys, groups = (each if each is None or len(each) == 1 else each[index] for each in orders)
-        return AttentionPlan(mask, queries, keys, key_groups=groups, notes=self.notes)
+
+        def index(part: Tensor) -> Tensor:
+            lanes = (row + head for row in range(0, len(part), total) for head in heads)
+            return torch.tensor([0] if len(part) == 1 else list(lanes), device=part.device)
+
+        orders = (None if part is None else part[index(part)] for part in parts[1:])
+        queries, keys, groups = orders
+        return AttentionPlan(self.mask.pick(index(parts[0])), queries, keys, key_groups=groups, notes=self.notes)
 
     def density(self, layout: TokenLayout) -> Density:
         """The three densities of this plan over `layout`, from the ranges themselves. Waits for a GPU."""

@@ -14,7 +14,6 @@ from tests.parallel import cases
 from tests.parallel.test_ulysses import CLASSES, COG, HUNYUAN, SPARSE, TOLERANCE, WAN, build, narrow
 from tests.parallel.world import World
 from tests.pipelines.models import models
-from tests.pipelines.settings import setting
 from vidaccel.heads import HeadTable
 from vidaccel.parallel.deal import deal, plain
 from vidaccel.profile import Profile
@@ -133,19 +132,11 @@ def observed() -> None:
     cases.forward(transformer, models()[WAN].inputs(transformer))
 
 
-def mixed() -> None:
-    transformer = build(WAN, 4)
-    cases.parallelised(transformer, ulysses=2)
-    vidaccel.enable(transformer, setting("mixed", transformer)[0], **SPARSE)
-    cases.forward(transformer, models()[WAN].inputs(transformer))
-
-
 @pytest.mark.parametrize(("case", "message"), [
     (other_plan, r"cp_plan=vidaccel\.parallel_plan"),
     (odd_tokens, r"75 video tokens cannot be split evenly over 2 processes: .*ulysses_anything=True"),
     (few_heads, r"1 heads cannot be dealt to 2 processes: use ulysses_degree=1"),
     (observed, "cannot be observed"),
-    (mixed, "use its profile alone"),
 ])  # fmt: skip
 def test_what_cannot_be_is_said_before_the_first_step(case: Any, message: str, world: World) -> None:
     with pytest.raises(ValueError, match=message):

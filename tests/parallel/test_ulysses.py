@@ -27,7 +27,6 @@ CLASSES = (WAN, HUNYUAN, COG)
 DENSE = "dense"
 FURTHER = {"centroid": {"compensation": "centroid"}, "residual": {"compensation": "residual"},
            "int8": {"precision": "int8", "backend": "reference"}}  # fmt: skip
-CHOSEN = {name: method for name, method in METHODS.items() if name != "mixed"}
 
 
 def build(name: str, heads: int) -> nn.Module:
@@ -97,12 +96,12 @@ def check(answers: list[Any], ranks: int) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_method_on_two_processes(name: str, world: World) -> None:
-    check(world(errors, name, [DENSE, *CHOSEN], 4, 2), 2)
+    check(world(errors, name, [DENSE, *METHODS], 4, 2), 2)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_method_on_four_processes(name: str, four: World) -> None:
-    check(four(errors, name, [DENSE, *CHOSEN], 8, 4, timeout=800), 4)
+    check(four(errors, name, [DENSE, *METHODS], 8, 4, timeout=800), 4)
 
 
 def narrow(call: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +109,9 @@ def narrow(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"hidden_states": call["hidden_states"][:, :, :5, :6, :10].contiguous()}
 
 
-@pytest.mark.parametrize("methods", [[DENSE, "radial", "head_profile"], ["nabla", "semantic"]], ids=["static", "other"])
+@pytest.mark.parametrize(
+    "methods", [[DENSE, "radial", "head_profile"], ["nabla", "semantic", "mixed"]], ids=["static", "other"]
+)
 def test_unequal_heads_and_unequal_tokens(methods: list[str], world: World) -> None:
     for rank in world(errors, WAN, methods, 3, 2, True, narrow):
         assert max(error for error, *_ in rank.values()) < TOLERANCE
@@ -126,7 +127,7 @@ def test_compensation_and_precision(world: World) -> None:
 
 
 def test_five_heads_on_four_processes(four: World) -> None:
-    for rank in four(errors, WAN, [DENSE, "head_profile", "nabla"], 5, 4, True, narrow):
+    for rank in four(errors, WAN, [DENSE, "head_profile", "nabla", "mixed"], 5, 4, True, narrow):
         assert max(error for error, *_ in rank.values()) < TOLERANCE
 
 

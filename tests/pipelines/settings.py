@@ -15,6 +15,8 @@ from vidaccel.profile import Profile
 
 DROPPING = {"radial": {"decay": 0.0, "split": 16, "sink": False}, "svg": {}, "neighborhood": {"density": 0.4}}
 """Options by which static methods leave pairs out on the tiny grids."""
+RESISTS = 3
+"""The pattern of heads that no other one fits."""
 
 
 def options(name: str) -> dict[str, Any]:
@@ -26,11 +28,12 @@ def options(name: str) -> dict[str, Any]:
     }
 
 
-def profile(transformer: nn.Module) -> Profile:
-    """Heads of all kinds, in every layer."""
-    family = family_of(transformer)
+def profile(transformer: nn.Module, *cycles: tuple[int, ...]) -> Profile:
+    """Heads of all kinds, in every layer; or patterns that take turns over the heads, and over the layers."""
+    family, cycles = family_of(transformer), cycles or ((1, 2),)
     heads, _ = family.heads(transformer)
-    layers = tuple(layer(*((1, 2) * heads)[:heads]) for _ in family.sites(transformer))
+    kinds = [layer(*(cycle * heads)[:heads]) for cycle in cycles]
+    layers = tuple(kinds[index % len(kinds)] for index, _ in enumerate(family.sites(transformer)))
     table = HeadTable(BLOCK, PATTERNS, (1.0,), {"transformer": (layers,)})
     return Profile("head_profile", {"max_error": 1e-3}, NEVER_DENSE, 0, heads=table)
 
@@ -40,5 +43,7 @@ def setting(name: str, transformer: nn.Module) -> tuple[Any, dict[str, Any]]:
     if name == "head_profile":
         return profile(transformer), {}
     if name == "mixed":
-        return METHODS["mixed"].of(profile(transformer), dynamic="nabla", dynamic_density=0.4, refresh=2), {}  # type: ignore[attr-defined]
+        # Every other head resists in even layers, and the first one alone in odd ones.
+        made = profile(transformer, (1, RESISTS, 2, RESISTS), (RESISTS, *(1, 2) * 20))
+        return METHODS["mixed"].of(made, dynamic="nabla", dynamic_density=0.4, refresh=2), {}  # type: ignore[attr-defined]
     return name, options(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,6 +81,16 @@ class Method(ABC):
         Returns:
             One mapping for each head, or for each head of each batch row (row slowest); None where a method has no
             patterns by head.
+        """
+        return None
+
+    def head_costs(self, site: Site) -> Sequence[float] | None:
+        """About what each head of a site will cost, over what it costs dense, where a run begins and nothing is made.
+
+        By it heads are dealt to processes. Static methods are not asked, whose plans tell.
+
+        Returns:
+            One number for each head of the model; None where they are not known, or all the same.
         """
         return None
 

@@ -57,7 +57,7 @@ def lanes_of(heads: tuple[int, ...], every: int, batch: int, device: torch.devic
 
 @functools.lru_cache(KEPT)
 def _heads_on(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(heads, device=device)
+    return torch.tensor(heads, dtype=torch.int64, device=device)
 
 
 def of_heads(

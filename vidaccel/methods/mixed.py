@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
 from vidaccel.heads import has_choice
 from vidaccel.methods.base import COMMON, ModelFacts
 from vidaccel.methods.budget import as_tuples
 from vidaccel.methods.checks import check_density
+from vidaccel.methods.choosing import Choosing
 from vidaccel.methods.dynamic import Dynamic
 from vidaccel.methods.head_profile import HeadProfile
-from vidaccel.methods.joined import joined, of_heads, static_plan
+from vidaccel.methods.joined import joined, static_plan
 from vidaccel.plan import AttentionPlan
 from vidaccel.profile import Profile
 from vidaccel.site import Site
@@ -81,9 +83,6 @@ class Mixed(HeadProfile):
         self.chooses.check_models(models)
 
     def check_site(self, site: Site) -> None:
-        if site.heads is not None:
-            raise ValueError("method mixed needs all heads of a layer in one process, and this clip is split by heads: "
-                             "use its profile alone (head_profile), or its dynamic method")  # fmt: skip
         # Where the budget cannot be met on this grid, no layer has patterns.
         self.chosen(site.layout)
 
@@ -116,29 +115,43 @@ class Mixed(HeadProfile):
         patterns, heads = super().heads_have(site, state) or (), self.resisting(site)
         return tuple({"name": self.dynamic} if head in heads else each for head, each in enumerate(patterns))
 
+    def head_costs(self, site: Site) -> tuple[float, ...]:
+        picked, heads = self.picked(site), self.resisting(site)
+        # Without a density, what a method keeps of heads that nothing fits is much, if anything is known of it.
+        density = self.chooses.density_at(site) or 1.0
+        return tuple(density if head in heads else option.cost for head, option in enumerate(picked))
+
     def observe(self, query: Tensor, key: Tensor, value: Tensor, site: Site, state: dict[str, Any]) -> None:
         # In bands of dense steps no head may have a choice: what counts is who chooses later.
         later = (dataclasses.replace(site, step=step) for step in range(site.step, site.steps or site.step + 1))
         heads = next((found for each in later if (found := self.resisting(each))), ())
         if heads:
-            self.chooses.observe(*of_heads(heads, query, key, value), site, self._inner(heads, state))
+            choosing = Choosing(heads, site)
+            self.chooses.observe(*choosing.states(query, key, value), choosing.site, self._inner(heads, state))
 
     def plan(
         self, query: Tensor | None, key: Tensor | None, value: Tensor | None, site: Site, state: dict[str, Any]
     ) -> AttentionPlan:
         assert query is not None and key is not None and value is not None
-        heads, patterns = self.resisting(site), self.patterns(site)
-        state[CHOSE] = bool(heads)
-        if not heads:
-            static = static_plan(patterns, site.layout, self._block(site.layout), query.device)
-            return dataclasses.replace(static, notes=self._remarks(site, state))
-        inner = self._inner(heads, state)
-        own = self.chooses.plan(*of_heads(heads, query, key, value), site, inner)
+        choosing = Choosing(self.resisting(site), site)
+        state[CHOSE] = bool(choosing.heads)
+        if not choosing.heads:
+            return self._static(choosing, site, query.device, state)
+        inner = self._inner(choosing.heads, state)
+        own = self.chooses.plan(*choosing.states(query, key, value), choosing.site, inner)
+        if not choosing.here:
+            return self._static(choosing, site, query.device, state)
         known: WeakKeyDictionary[AttentionPlan, AttentionPlan] = state.setdefault(WHOLE, WeakKeyDictionary())
         if own not in known:
-            plan = joined(patterns, heads, own, site.layout, self._block(site.layout), len(query), query.device)
+            patterns, cut = choosing.of(self.patterns(site)), choosing.cut(own, len(query))
+            plan = joined(patterns, choosing.here, cut, site.layout, self._block(site.layout), len(query), query.device)
             known[own] = dataclasses.replace(plan, notes=(*self._remarks(site, state), *own.notes))
         return known[own]
+
+    def _static(self, choosing: Choosing, site: Site, device: torch.device, state: dict[str, Any]) -> AttentionPlan:
+        """The plan where no head here chooses."""
+        plan = static_plan(choosing.of(self.patterns(site)), site.layout, self._block(site.layout), device)
+        return dataclasses.replace(plan, notes=self._remarks(site, state))
 
     def _settle(self, profile: Profile) -> None:
         check_density(self.resists)
