@@ -12,6 +12,7 @@ from vidaccel.target import Target
 from vidaccel.tune.candidate import key, settings
 from vidaccel.tune.final import CLIP, IDENTICAL, Final, digest, spread_of
 from vidaccel.tune.front import front
+from vidaccel.tune.run import _refined
 
 HELD_OUT = [f"prompt {index}" for index in range(6)]
 
@@ -145,3 +146,50 @@ def test_an_interval_holds_its_mean():
 
 def test_the_front_of_the_search_is_a_line():
     assert len(front(lab().found())) == 17
+
+
+def test_what_the_search_finds_later_is_measured_too():
+    made = FakeFinal(lab(), "speedup>=4")
+    made.run(1000)
+    better = settings(cache={"name": "static", "compute": list(range(7)), "file": "dense"})
+    made.lab.judge = lambda candidate, index: (25.0, 0.24) if "file" in candidate["cache"] else judge(candidate, index)
+    made.lab.attempt(better, 0)
+    order = len(made.order)
+    made.more(1000)
+    assert better in [dict(each.settings) for each in made.points()]
+    assert next(own for own, _ in made.order[order:] if own != "dense") == key(better)
+
+
+def test_room_for_one_more():
+    made = FakeFinal(lab(), "speedup>=4")
+    made.run(1000)
+    # Two prompts, each with a dense run and one as slow, and both decoded.
+    assert made.room(4.8) and not made.room(4.7)
+
+
+class Refining:
+    """A search that finds something a few times."""
+
+    def __init__(self, lab: FakeLab, times: int) -> None:
+        self.lab, self.times, self.until = lab, times, []
+
+    def refine(self, until: float) -> bool:
+        """Takes all the time that it is given."""
+        self.until.append(until)
+        self.lab.clock.now += until - self.lab.budget.spent
+        self.times -= 1
+        return self.times >= 0
+
+
+def test_it_goes_on_while_there_is_time_and_something_new():
+    made = FakeFinal(lab(total=200), "speedup>=4")
+    made.run(made.lab.budget.spent + 30)
+    calls, spent = [], made.lab.budget.spent
+    made.more = calls.append
+    search = Refining(made.lab, 2)
+    _refined(search, made)
+    assert calls == [200, 200] and len(search.until) == 3
+    assert search.until[0] == pytest.approx(spent + (200 - spent) / 2)
+    search = Refining(made.lab, 99)
+    _refined(search, made)
+    assert made.lab.budget.left < 10 and len(search.until) < 10

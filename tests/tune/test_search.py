@@ -120,3 +120,23 @@ def test_nothing_new_ends_it(monkeypatch):
     lab = FakeLab(lambda candidate, index: (1.0, 0.5), total=1e9)
     searched(lab, 1e9, most=300)
     assert lab.budget.spent < 1e6
+
+
+def test_gaps_of_the_front_are_filled_widest_first():
+    lab = FakeLab(judge, total=1000)
+    made = Search(lab, space(), 0, None, lambda _: None)
+    for steps in (2, 5):
+        cache = next(each for share, each in made.space.statics() if share == steps / STEPS)
+        for index in range(2):
+            lab.attempt(cache, index)
+    first = made._between(front(lab.found()))
+    assert first is not None and first["cache"]["computed_steps"] == 3, "as far from 2 as from 5, as ratios"
+    assert made.refine(100)
+    asked = [line["settings"]["cache"].get("computed_steps") for line in lab.journal.of("run")]
+    assert {2, 3, 4, 5} <= set(asked) and len(lab.ran) == len(set(lab.ran))
+    assert made._between(front(lab.found())) is None
+    # Where nothing more is to be found it says so.
+    while made.refine(lab.budget.spent + 100):
+        pass
+    assert not made.refine(lab.budget.spent + 100)
+    assert not list(Space(STEPS, {}, {}, True).statics()), "without a calibration nobody knows which steps"

@@ -54,9 +54,18 @@ class Final:
 
     def run(self, until: float) -> None:
         """Measure batches until the budget has spent `until` seconds, or no other candidate promises more."""
-        kept = self.worthy()
-        batch = spread(kept, FIRST_BATCH)
-        share = FIRST_SHARE
+        self._batches(spread(self.worthy(), FIRST_BATCH), FIRST_SHARE, until)
+
+    def more(self, until: float) -> None:
+        """The same once more, with what the search has found since."""
+        self._batches(self._next(), 1.0, until)
+
+    def room(self, seconds: float) -> bool:
+        """Whether that is enough to measure one more candidate, however slow it is."""
+        took = self.lab.dense["seconds"]
+        return bool(seconds >= LEAST_PROMPTS * 2 * (took + self._decoding()))
+
+    def _batches(self, batch: list[Found], share: float, until: float) -> None:
         while batch:
             left = until - self.lab.budget.spent
             count = self._count(batch, left * share if len(batch) > BATCH else left)
@@ -65,7 +74,11 @@ class Final:
                 continue
             if not self._batch(batch, self.prompts[:count], until):
                 return
-            batch, share = self._promising(kept) or self._between(kept), 1.0
+            batch, share = self._next(), 1.0
+
+    def _next(self) -> list[Found]:
+        kept = self.worthy()
+        return self._promising(kept) or self._between(kept)
 
     def worthy(self) -> list[Found]:
         """What of the search's front may be measured."""

@@ -223,6 +223,7 @@ def _tuned(lab: Lab, final: Final, given: Given, target: Target, seed: int, tria
     """What is done with a model that is loaded, and the other processes let go in the end."""
     search, budget, folder = _searched(lab, given, seed, trials, tell), lab.budget, lab.store.out
     final.run(budget.total)
+    _refined(search, final)
     if lab.team is not None:
         lab.team.end()
     if not (found := final.points()):
@@ -243,6 +244,13 @@ def _searched(lab: Lab, given: Given, seed: int, trials: int | None, tell: Calla
     search.run(until * (SPARSE if search.space.attentions else 1))
     under_sparse(lab, search.space, folder, until, tell)
     return search
+
+
+def _refined(search: Search, final: Final) -> None:
+    """As long as there is time, look for more beside what was measured, and measure that, too."""
+    budget = search.lab.budget
+    while final.room(budget.left / 2) and search.refine(budget.spent + budget.left / 2):
+        final.more(budget.total)
 
 
 def _nothing(lab: Lab, final: Final, folder: Any) -> str:

@@ -24,6 +24,8 @@ LOWEST = 5.0
 """dB of the final latents below which nothing is worth its time."""
 WORST = -20.0
 """dB that stand for what could not run."""
+GAP = math.log(1.06)
+"""Between the times of candidates, from which another may stand between them."""
 STALE = 60
 """Proposals in a row without a new candidate, after which there is none."""
 Tell = Callable[[str], None]
@@ -48,6 +50,12 @@ class Search:
         began = min(self.lab.budget.spent, self._started())
         self._global(began + GLOBAL * (until - began))
         self._local(until)
+
+    def refine(self, until: float) -> bool:
+        """Go on near the front until the budget has spent `until` seconds; whether the front has something new."""
+        before = {key(each.settings) for each in front(self.lab.found())}
+        self._local(until)
+        return not before >= {key(each.settings) for each in front(self.lab.found())}
 
     def trials(self) -> int:
         """How many candidates ran."""
@@ -139,7 +147,7 @@ class Search:
         return found
 
     def _local(self, until: float) -> None:
-        """Neighbours of the front's candidates, of those first that have had fewest."""
+        """In turns what the front has nothing near to, and neighbours of its candidates."""
         draw, stale = random.Random(f"{self.seed}, {len(self.lab.journal.lines)}"), 0
         tried: dict[str, int] = {}
         while self._fits(until, 0.5) and self._more(1.0) and stale < STALE:
@@ -147,12 +155,20 @@ class Search:
             if not kept:
                 return
             room, before = self._room(1.0), len(self.lab.journal.lines)
-            proposed = [each for each in (self._near(kept, tried, draw) for _ in range(room)) if each is not None]
+            found = [self._near(kept, tried, draw) for _ in range(room)]
+            proposed = [each for each in (self._between(kept), *found) if each is not None]
             # As they are like some of the front, what they gain or lose on one prompt tells more.
             self._ahead(proposed, until, LIKE)
             for each in proposed:
                 self._rungs(each, until, LIKE)
             stale = 0 if len(self.lab.journal.lines) > before else stale + room
+
+    def _between(self, kept: Sequence[Found]) -> Settings | None:
+        """A static cache for a time at which the front has nothing, the widest gap first; None where it has no gap."""
+        untried = [each for each in self.space.statics() if not self.lab.knows(each[1])]
+        gaps = [(min(abs(math.log(share / each.time)) for each in kept), candidate) for share, candidate in untried]
+        widest, candidate = max(gaps, key=lambda gap: gap[0], default=(0.0, None))
+        return candidate if widest >= GAP else None
 
     def _near(self, kept: Sequence[Found], tried: dict[str, int], draw: random.Random) -> Settings | None:
         """A neighbour of a candidate that has had fewest."""

@@ -90,6 +90,13 @@ class Space:
         turns = itertools.zip_longest(self._cached_seeds(), self._sparse_seeds())
         return (each for turn in turns for each in turn if each is not None)
 
+    def statics(self) -> Iterator[tuple[float, Settings]]:
+        """Static caches of all numbers of computed steps, and about the share of a dense run's time that each takes."""
+        for count in range(2, self.steps) if self._fitted else ():
+            cache = {"name": "static", **self.within(count, 1, LONGEST), "computed_steps": count, "file": CALIBRATION,
+                     "predictor": {"name": "fitted", "outputs": 2}, **self.short}  # fmt: skip
+            yield count / self.steps, settings(cache=cache)
+
     def _cached_seeds(self) -> Iterator[dict[str, Any]]:
         plain: dict[str, Any] = {"attention": DENSE, "guidance": 1, "outputs": 2, "predictor": "taylor"}
         static = {**plain, "cache": "static", "warmup": 1, "longest": LONGEST}
