@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.parallel import cases
 from tests.parallel.world import World
+from vidaccel.cli.loading import identify
 from vidaccel.eval import env
 from vidaccel.eval.record import append_line
 
@@ -58,17 +59,16 @@ def run(name: str, way: str, steps: int) -> dict[str, tuple[float, torch.Tensor]
             cases.parallelised(pipe, ulysses=2)
         elif way == "guidance":
             vidaccel.guidance_parallel(pipe)
-        found[label] = timed(pipe, steps)
+        found[label] = timed(pipe, identify(f"miniature:{name}").call({"num_inference_steps": steps}))
     return found
 
 
-def timed(pipe: Any, steps: int) -> tuple[float, torch.Tensor]:
+def timed(pipe: Any, call: dict[str, Any]) -> tuple[float, torch.Tensor]:
     """Seconds of a clip's denoising, text included, and the clip."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
-        latents = pipe(PROMPT, num_inference_steps=steps, generator=torch.Generator().manual_seed(0),
-                       output_type="latent").frames  # fmt: skip
+        latents = pipe(PROMPT, generator=torch.Generator().manual_seed(0), output_type="latent", **call).frames
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:]), latents
 

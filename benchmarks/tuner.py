@@ -9,7 +9,8 @@ set: every method, every cache policy at several settings, and both together, wi
 Prompt by prompt, and in groups that share a dense time, so that what is compared ran within minutes. Both go on where
 they were stopped. A row's time is the median over prompts of its denoising over that of dense. For each row by hand the
 report looks for the best point that takes no longer (up to `SAME`), and gives the paired difference with its 95 %
-interval. Appends to benchmarks/results/tuner.jsonl; published.py makes pages of the same evals.
+interval; and once more for the best that computes no more transformer calls, which no noise of a clock touches.
+Appends to benchmarks/results/tuner.jsonl; published.py makes pages of the same evals.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,10 @@ RESULTS = HERE / "results" / "tuner.jsonl"
 TUNING = HERE / "prompts" / "calibration.txt"
 SAME = 0.02
 """Relative difference of two times up to which they are equal."""
+TUNED, HAND, EARLIER, NONE = "tuned", "by hand", "tuned before", "no point is as fast"
+OWN = "dense.json"
+"""A calibration that the tuner's profile holds."""
+Rows = dict[str, tuple[str, str, list[dict[str, Any]]]]
 DENSITIES = (0.3,)
 """Of all methods: docs/static-masks.md and docs/dynamic-masks.md have the others."""
 WITH_HEADS = ("head_profile", "mixed")
@@ -197,18 +203,20 @@ def measure(place: Place, prompts: list[str]) -> None:
         bench.run(source, place.out, settings_of(place, group, [prompt]), say=print)
 
 
-def rows(place: Place, prompts: list[str]) -> dict[str, tuple[str, str, list[dict[str, Any]]]]:
-    """By the hash of a row: "tuned" or "by hand", a label, and its records."""
+def rows(place: Place, prompts: list[str]) -> Rows:
+    """By the hash of a row: `TUNED`, `HAND` or `EARLIER`, a label, and its records."""
     source, points = place.source(), Profile.load(place.profile).points
     own = {}
     for point, group in zip(points, tuned(place), strict=True):
         cell, *_ = plan_cells([source], settings_of(place, group, prompts[:1]))
         own[cell.row] = words(dict(point.settings))
-    found: dict[str, tuple[str, str, list[dict[str, Any]]]] = {}
+    found: Rows = {}
     for record in read_records(place.out) if (place.out / RECORDS).exists() else []:
         if record["prompt"] in prompts and not record["baseline"] and record["metrics"].get(METRIC) is not None:
             density = "" if record["requested_density"] is None else f" {record['requested_density']:g}"
-            kind = ("tuned", own[record["row"]]) if record["row"] in own else ("by hand", record["label"] + density)
+            label = record["label"] + density
+            # A shorter tuning into the same folder left points that the profile has no more.
+            kind = (TUNED, own[record["row"]]) if record["row"] in own else (EARLIER if OWN in label else HAND, label)
             found.setdefault(record["row"], (*kind, []))[2].append(record)
     return {row: each for row, each in found.items() if len(each[2]) >= 2}
 
@@ -218,15 +226,21 @@ def time_of(records: list[dict[str, Any]]) -> float:
     return 1 / statistics.median((each["timing"]["denoising"] or each["timing"])["speedup"] for each in records)
 
 
-def compared(found: dict[str, tuple[str, str, list[dict[str, Any]]]]) -> Iterator[dict[str, Any]]:
-    """For each row by hand that is faster than dense: the best point that is as fast, and the paired difference."""
-    points = [(label, records) for kind, label, records in found.values() if kind == "tuned"]
+def work_of(records: list[dict[str, Any]]) -> float:
+    """Computed transformer calls over those of dense runs, where attention is dense; unlike seconds without noise."""
+    cached = [each["cached"] for each in records if each["method"] is None or each["method"]["name"] == "dense"]
+    return statistics.mean(each["computed_share"] for each in cached) if cached and all(cached) else math.inf
+
+
+def compared(found: Rows, cost: Callable[[list[dict[str, Any]]], float] = time_of) -> Iterator[dict[str, Any]]:
+    """For each row by hand that costs less than dense: the best point that costs no more, and the paired difference."""
+    points = [(label, records) for kind, label, records in found.values() if kind == TUNED]
     for kind, label, records in found.values():
-        time = time_of(records)
-        if kind == "tuned" or time >= 1 - SAME:
+        own = cost(records)
+        if kind != HAND or own >= 1 - SAME:
             continue
-        line = {"row": label, "speedup": 1 / time, METRIC: mean(records), "verdict": "no point is as fast"}
-        rivals = [each for each in points if time_of(each[1]) <= time * (1 + SAME)]
+        line = {"row": label, "speedup": 1 / time_of(records), METRIC: mean(records), "verdict": NONE}
+        rivals = [each for each in points if cost(each[1]) <= own * (1 + SAME)]
         if rivals:
             best, best_records = max(rivals, key=lambda each: mean(each[1]))
             result = compare_rows(best_records, records, METRIC)
@@ -255,15 +269,16 @@ def report(place: Place, prompts: list[str]) -> None:
                    if None not in (values := [each["metrics"].get(name) for each in records])}  # fmt: skip
         append_line(RESULTS, {**shared, "part": "row", "kind": kind, "row": label, "speedup": 1 / time_of(records),
                               "clips": len(records), **metrics, **where})  # fmt: skip
-    lines = sorted(compared(found), key=lambda each: -each["speedup"])
-    print("\nAt equal measured time, the best point minus each row by hand that is faster than dense:\n")
-    for line in lines:
-        append_line(RESULTS, {**shared, "part": "equal time", "metric": METRIC, **line, **where})
-        told = f"{spread(line)} dB by {line['point']}" if "point" in line else line["verdict"]
-        print(f"- {line['row']} ({line['speedup']:.2f}x, {line[METRIC]:.2f} dB): {told}")
-    counts = {verdict: sum(line["verdict"] == verdict for line in lines) for verdict in
-              ("higher", "tied", "lower", "no point is as fast")}  # fmt: skip
-    print(f"\n{json.dumps(counts)}")
+    for part, cost in (("equal time", time_of), ("equal work", work_of)):
+        lines = sorted(compared(found, cost), key=lambda each: -each["speedup"])
+        print(f"\nAt {part}, the best point minus each row by hand that costs less than dense:\n")
+        for line in lines:
+            append_line(RESULTS, {**shared, "part": part, "metric": METRIC, **line, **where})
+            told = f"{spread(line)} dB by {line['point']}" if "point" in line else line["verdict"]
+            print(f"- {line['row']} ({line['speedup']:.2f}x, {line[METRIC]:.2f} dB): {told}")
+        counts = {verdict: sum(line["verdict"] == verdict for line in lines) for verdict in
+                  ("higher", "tied", "lower", NONE)}  # fmt: skip
+        print(f"\n{part}: {json.dumps(counts)}")
 
 
 def main() -> None:

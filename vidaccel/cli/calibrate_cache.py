@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli.chosen import DENSE, Chosen
-from vidaccel.cli.loading import dtype_and_device, identify, ready
-from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, speaking, staged_file
+from vidaccel.cli.loading import ready
+from vidaccel.cli.measuring import Asked, Checked, checked
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, speaking
 from vidaccel.cli.plan import Density, Json, Set
-from vidaccel.processes import Crew, held, join, take_device
+from vidaccel.processes import Crew, held, join
 
 if TYPE_CHECKING:
     from vidaccel.caching.calibration import CacheCalibration
@@ -60,57 +60,48 @@ def calibrate_cache(
         sparse = Chosen(method or DENSE, density, set_ or [], schedule or [], "auto", None, None, compensation, False,
                         None)  # fmt: skip
         options = {"samples": samples, "probes": probes, "seed": seed}
-        values = _calibrate(crew, model, prompts, out, work, options, call, dtype, device, sparse)
+        values = _calibrate(crew, Asked(model, prompts, out, work, dtype, device), options, call, sparse)
     if values is not None:
         print_json(values) if json else _show(values)
     crew.follow()
 
 
-def _calibrate(
-    crew: Crew, model: str, prompts: Path, out: Path, work: Path | None, options: dict[str, Any], call: dict[str, Any],
-    dtype: str | None, device: str | None, sparse: Chosen,
-) -> dict[str, Any] | None:  # fmt: skip
+def _calibrate(crew: Crew, asked: Asked, options: dict[str, Any], call: dict[str, Any], sparse: Chosen
+               ) -> dict[str, Any] | None:  # fmt: skip
     """Check everything, then load, measure and write; the JSON-ready result, of the main process alone."""
     from vidaccel.calibration.cache import check
-    from vidaccel.eval.settings_file import read_prompts
 
-    folder, start = (work or out.with_name(f"{out.name}.work")).expanduser(), time.perf_counter()
+    start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         with crew.together():
-            if out.suffix.lower() != ".json":
-                raise ValueError(f"--out {str(out)!r} does not end in .json")
-            texts = read_prompts(prompts)
-            check(texts, **options)
-            precision, place = dtype_and_device(dtype, take_device(crew, device))
-            known = identify(model)
-            known.supported_family()
-            setting = sparse.enable_kwargs(known)
-            part = stack.enter_context(staged_file(out)) if crew.main else None
-        made = _measured(crew, known, texts, folder, options, call, precision, place, setting)
+            known = checked(crew, asked, lambda texts: check(texts, **options))
+            setting = sparse.enable_kwargs(known.model)
+            part = stack.enter_context(asked.written(crew))
+        made = _measured(crew, known, asked.folder, options, call, setting)
         if made is None or part is None:
             return None
         made.save(part)
-    if work is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    asked.tidy()
     return {
-        "kind": "cache calibration", "model": model, "prompts": len(texts), "file": str(out), "steps": made.steps,
-        "scheduler": made.scheduler, "shift": made.shift, "guidance": made.guidance, "attention": made.attention,
-        "sha256": made.digest, "next_change": _next_change(made), "seconds": time.perf_counter() - start,
+        "kind": "cache calibration", "model": asked.model, "prompts": len(known.texts), "file": str(asked.out),
+        "steps": made.steps, "scheduler": made.scheduler, "shift": made.shift, "guidance": made.guidance,
+        "attention": made.attention, "sha256": made.digest, "next_change": _next_change(made),
+        "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 
 def _measured(
-    crew: Crew, known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any], dtype: str,
-    device: str, setting: dict[str, Any] | None,
+    crew: Crew, known: Checked, folder: Path, options: dict[str, Any], call: dict[str, Any],
+    setting: dict[str, Any] | None,
 ) -> CacheCalibration | None:  # fmt: skip
     from vidaccel.calibration.cache import measured
 
-    kwargs = known.call(call)
+    kwargs = known.model.call(call)
     with crew.together():
-        pipe, session = ready(known, setting, dtype, device)
+        pipe, session = ready(known.model, setting, known.dtype, known.device)
     with resumable(folder), held(crew, folder, "calibration"), progress_bar("calibrating") as advance:
-        return measured(pipe, texts, kwargs, work=folder, progress=advance, sparse=session is not None, crew=crew,
-                        **options)  # fmt: skip
+        return measured(pipe, known.texts, kwargs, work=folder, progress=advance, sparse=session is not None,
+                        crew=crew, **options)  # fmt: skip
 
 
 def _next_change(made: CacheCalibration) -> dict[str, dict[str, list[float]]]:

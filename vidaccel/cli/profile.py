@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vidaccel.cli.loading import dtype_and_device, identify
-from vidaccel.cli.output import (
-    print_json,
-    progress_bar,
-    reserved_stdout,
-    resumable,
-    speaking,
-    staged_file,
-    staged_folder,
-)
+from vidaccel.cli.measuring import Asked, Checked, checked
+from vidaccel.cli.output import print_json, progress_bar, reserved_stdout, resumable, speaking, staged_folder
 from vidaccel.cli.plan import Json
-from vidaccel.processes import Crew, held, join, take_device
+from vidaccel.processes import Crew, held, join
 
 if TYPE_CHECKING:
     from vidaccel.calibration.result import Calibration
-
 
 
 def profile(
@@ -73,7 +63,7 @@ def profile(
     }  # fmt: skip
     crew = join()
     with reserved_stdout(), speaking(crew):
-        values = _profile(crew, model, prompts, out, options, also or [], work, picture, call, dtype, device)
+        values = _profile(crew, Asked(model, prompts, out, work, dtype, device), options, also or [], picture, call)
     if values is not None:
         print_json(values) if json else _show(values)
     crew.follow()
@@ -92,47 +82,39 @@ def _size(text: str) -> dict[str, int]:
     return {name: int(value) for name, value in sizes if value is not None}
 
 
-def _profile(crew: Crew, model: str, prompts: Path, out: Path, options: dict[str, Any], also: list[str],
-             work: Path | None, picture: Path | None, call: dict[str, Any], dtype: str | None, device: str | None
-             ) -> dict[str, Any] | None:  # fmt: skip
+def _profile(crew: Crew, asked: Asked, options: dict[str, Any], also: list[str], picture: Path | None,
+             call: dict[str, Any]) -> dict[str, Any] | None:  # fmt: skip
     """Check everything, then load, measure and write; the JSON-ready result, of the main process alone."""
     from vidaccel.calibration.run import check
-    from vidaccel.eval.settings_file import read_prompts
 
-    folder, start = (work or out.with_name(f"{out.name}.work")).expanduser(), time.perf_counter()
+    start = time.perf_counter()
     with contextlib.ExitStack() as stack:
         with crew.together():
             options["also"] = [_size(each) for each in also]
-            if out.suffix.lower() != ".json":
-                raise ValueError(f"--out {str(out)!r} does not end in .json")
-            texts = read_prompts(prompts)
-            check(texts, **options)
-            precision, place = dtype_and_device(dtype, take_device(crew, device))
-            known = identify(model)
-            known.supported_family()
-            part = stack.enter_context(staged_file(out)) if crew.main else None
-        found = _measured(crew, known, texts, folder, options, call, precision, place)
+            known = checked(crew, asked, lambda texts: check(texts, **options))
+            part = stack.enter_context(asked.written(crew))
+        found = _measured(crew, known, asked.folder, options, call)
         if found is None or part is None:
             return None
         found.profile.save(part)
         pictures = _pictures(found, picture) if picture else []
-    if work is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    asked.tidy()
     return {
-        "kind": "profile", "model": model, "prompts": len(texts), "file": str(out), **found.to_dict(),
-        "seconds": time.perf_counter() - start, "pictures": pictures,
+        "kind": "profile", "model": asked.model, "prompts": len(known.texts), "file": str(asked.out),
+        **found.to_dict(), "seconds": time.perf_counter() - start, "pictures": pictures,
     }  # fmt: skip
 
 
-def _measured(crew: Crew, known: Any, texts: list[str], folder: Path, options: dict[str, Any], call: dict[str, Any],
-              dtype: str, device: str) -> Calibration | None:  # fmt: skip
+def _measured(crew: Crew, known: Checked, folder: Path, options: dict[str, Any], call: dict[str, Any]
+              ) -> Calibration | None:  # fmt: skip
     from vidaccel.calibration.run import measured
 
-    kwargs = known.call(call)
+    kwargs = known.model.call(call)
     with crew.together():
-        pipe = known.load(dtype, device)
+        pipe = known.model.load(known.dtype, known.device)
     with resumable(folder), held(crew, folder, "calibration"), progress_bar("calibrating") as advance:
-        return measured(pipe, texts, work=folder, progress=advance, generation_kwargs=kwargs, crew=crew, **options)
+        return measured(pipe, known.texts, work=folder, progress=advance, generation_kwargs=kwargs, crew=crew,
+                        **options)  # fmt: skip
 
 
 def _pictures(found: Calibration, folder: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vidaccel.cli.eval import source_of
-from vidaccel.cli.loading import Model, dtype_and_device, identify
-from vidaccel.cli.output import print_json, reserved_stdout, resumable, speaker, speaking, staged_file
+from vidaccel.cli.loading import Model
+from vidaccel.cli.measuring import Asked, checked
+from vidaccel.cli.output import print_json, reserved_stdout, resumable, speaker, speaking
 from vidaccel.cli.plan import Json
-from vidaccel.processes import Crew, join, joined, take_device
+from vidaccel.processes import Crew, join, joined
 
 if TYPE_CHECKING:
     from vidaccel.profile import Profile
@@ -61,7 +61,7 @@ def tune(
     options |= {name: item for name, item in call.items() if item is not None}
     crew = join()
     with reserved_stdout(), speaking(crew):
-        found = _tune(crew, model, prompts, out, budget, heads, cache_file, work, options, dtype, device)
+        found = _tune(crew, Asked(model, prompts, out, work, dtype, device), budget, heads, cache_file, options)
     if found is not None:
         values = {**found.to_dict(), "model": model, "file": str(out)}
         print_json(values) if json else _show(values, found)
@@ -70,38 +70,29 @@ def tune(
         raise typer.Exit(MISSED)
 
 
-def _tune(crew: Crew, model: str, prompts: Path, out: Path, budget: str, heads: str | None, cache_file: Path | None,
-          work: Path | None, options: dict[str, Any], dtype: str | None, device: str | None
+def _tune(crew: Crew, asked: Asked, budget: str, heads: str | None, cache_file: Path | None, options: dict[str, Any]
           ) -> Tuned | None:  # fmt: skip
     """Check everything, then load, search and write; what was found is of the main process alone."""
-    from vidaccel.eval.settings_file import read_prompts
     from vidaccel.target import Target
     from vidaccel.tune.budget import seconds_of
     from vidaccel.tune.run import shared_tune
 
-    folder = work or out.with_name(f"{out.name}.work")
     with contextlib.ExitStack() as stack:
         with crew.together():
-            if out.suffix.lower() != ".json":
-                raise ValueError(f"--out {str(out)!r} does not end in .json")
-            texts, seconds = read_prompts(prompts), seconds_of(budget)
-            Target.of(options["target"])
-            precision, place = dtype_and_device(dtype, take_device(crew, device))
-            known = identify(model)
-            known.supported_family()
-            source = source_of(known, precision, place)
-            own: dict[str, Any] = {"heads": _heads(known, heads)}
-            own["cache_file"] = _cache_file(known, cache_file, source.call({}), options)
-            part = stack.enter_context(staged_file(out)) if crew.main else None
-        stack.enter_context(resumable(folder))
-        progress = stack.enter_context(_bar())
-        found = shared_tune(crew, source, texts, folder, budget=seconds, progress=progress, say=_say, **own, **options)
+            known = checked(crew, asked, lambda _: (seconds_of(budget), Target.of(options["target"])))
+            source = source_of(known.model, known.dtype, known.device)
+            own: dict[str, Any] = {"heads": _heads(known.model, heads)}
+            own["cache_file"] = _cache_file(known.model, cache_file, source.call({}), options)
+            part = stack.enter_context(asked.written(crew))
+        stack.enter_context(resumable(asked.folder))
+        found = shared_tune(crew, source, known.texts, asked.folder, budget=seconds_of(budget),
+                            progress=stack.enter_context(_bar()), say=_say, **own, **options)  # fmt: skip
         if found is None or part is None:
             return None
         found.profile.save(part)
-    if work is None and found.met:
+    if found.met:
         # Where it is not, more time may help.
-        shutil.rmtree(folder, ignore_errors=True)
+        asked.tidy()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -149,14 +150,15 @@ class Search:
     def _local(self, until: float) -> None:
         """In turns what the front has nothing near to, and neighbours of its candidates."""
         draw, stale = random.Random(f"{self.seed}, {len(self.lab.journal.lines)}"), 0
+        turns = itertools.cycle((True, False))
         tried: dict[str, int] = {}
         while self._fits(until, 0.5) and self._more(1.0) and stale < STALE:
             kept = [each for each in front(self.lab.found()) if each.snr >= LOWEST]
             if not kept:
                 return
             room, before = self._room(1.0), len(self.lab.journal.lines)
-            found = [self._near(kept, tried, draw) for _ in range(room)]
-            proposed = [each for each in (self._between(kept), *found) if each is not None]
+            found = [next(turns) and self._between(kept) or self._near(kept, tried, draw) for _ in range(room)]
+            proposed = [each for each in found if each is not None]
             # As they are like some of the front, what they gain or lose on one prompt tells more.
             self._ahead(proposed, until, LIKE)
             for each in proposed:
