@@ -28,7 +28,8 @@ from vidaccel.eval.record import append_line
 
 RESULTS = Path(__file__).parent / "results" / "equal_clips.jsonl"
 PROMPT, STEPS = "a red circle moves left", 20
-SMALL = {"height": 96, "width": 144, "num_frames": 17}
+SMALL, FRAMES = {"height": 96, "width": 144}, {2: 17, 4: 13}
+"""Frames by the number of processes, which divides their tokens."""
 BLOCK = {"block": 16}
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"method": "radial", "schedule": {"dense_first_steps": 1.0}},
@@ -72,7 +73,7 @@ def settings(name: str) -> dict[str, dict[str, Any]]:
     return found | {"radial, easycache": {**found["radial"], "cache": CACHES["easycache"]}}
 
 
-def run(name: str, label: str, split: dict[str, int] | None) -> tuple[torch.Tensor, dict[str, int]]:
+def run(name: str, label: str, frames: int, split: dict[str, int] | None) -> tuple[torch.Tensor, dict[str, int]]:
     """In each process: the latents of a clip, and how many calls were of each kind."""
     import vidaccel
 
@@ -81,7 +82,7 @@ def run(name: str, label: str, split: dict[str, int] | None) -> tuple[torch.Tens
     session = vidaccel.enable(pipe, **settings(name)[label])
     if split:
         cases.parallelised(pipe, **split)
-    call = identify(f"miniature:{name}").call({"num_inference_steps": STEPS, **SMALL})
+    call = identify(f"miniature:{name}").call({"num_inference_steps": STEPS, "num_frames": frames, **SMALL})
     latents = pipe(PROMPT, generator=torch.Generator().manual_seed(0), output_type="latent", **call).frames
     if not latents.isfinite().all():
         raise SystemExit(f"the clip of {name} is not finite: nothing can be compared")
@@ -93,19 +94,19 @@ def lines(models: list[str], processes: int) -> Iterator[dict[str, Any]]:
     # By the name under which the processes find it: here this file may be the main module.
     from equal_clips import run as there
 
-    worlds = {size: World(size) for size in (1, processes)}
+    worlds, frames = {size: World(size) for size in (1, processes)}, FRAMES[processes]
     splits = {name: each for name, each in SPLITS.items() if each.get("ring", 1) * each.get("ulysses", 1) == processes}
     try:
         for name in models:
             for label in settings(name):
-                expected, calls = worlds[1](there, name, label, None, timeout=1200)[0]
+                expected, calls = worlds[1](there, name, label, frames, None, timeout=1200)[0]
                 for split, degrees in splits.items():
                     if "ring" in degrees and label not in RING:
                         continue
-                    found = worlds[processes](there, name, label, degrees, timeout=1200)
+                    found = worlds[processes](there, name, label, frames, degrees, timeout=1200)
                     errors = [float((each - expected).norm() / expected.norm()) for each, _ in found]
-                    yield {"benchmark": "equal_clips", "model": name, "steps": STEPS, **SMALL, "setting": label,
-                           "split": split, "processes": processes, "error": max(errors),
+                    yield {"benchmark": "equal_clips", "model": name, "steps": STEPS, **SMALL, "num_frames": frames,
+                           "setting": label, "split": split, "processes": processes, "error": max(errors),
                            "same_on_all": all(torch.equal(each, found[0][0]) for each, _ in found),
                            "same_decisions": all(each == calls for _, each in found), "calls": calls}  # fmt: skip
     finally:
@@ -117,7 +118,7 @@ def main() -> None:
     """Compare every case and record it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", default=["wan", "hunyuanvideo", "cogvideox"])
-    parser.add_argument("--processes", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--processes", type=int, nargs="+", choices=FRAMES, default=list(FRAMES))
     given = parser.parse_args()
     where = env.provenance()
     for processes in given.processes:
