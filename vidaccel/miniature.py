@@ -56,6 +56,8 @@ def generation_defaults(name: str) -> dict[str, Any]:
 def load_miniature(name: str = "wan", *, torch_dtype: Any = None) -> Any:
     """A trained miniature as a diffusers pipeline, on the CPU and without a network.
 
+    `generation_defaults` has what its call should be given; without them "hunyuanvideo" makes clips of NaN.
+
     Args:
         name: such as "wan".
         torch_dtype: fp32 by default: fp16 convolutions are tens of times slower on a CPU.
