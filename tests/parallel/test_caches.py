@@ -111,7 +111,8 @@ def test_wan(name: str, world: World) -> None:
     check(world, "wan", name)
 
 
-@pytest.mark.parametrize("name", sorted(CACHES.keys() - {"teacache of inputs"}))
+# The narrow threshold is one of another model's changes: on this one nothing stays below it.
+@pytest.mark.parametrize("name", sorted(CACHES.keys() - {"teacache of inputs", "first_block, narrow"}))
 def test_four_processes(name: str, four: World) -> None:
     check(four, "wan of 4 heads", name, "four")
 
