@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.batch.clips import contents
 from tests.crews import in_crew
 from vidaccel.batch import Request, Result, folder, run
 from vidaccel.eval.video import read_video
@@ -55,15 +56,6 @@ def made(out: Path, requests: list[Request] = REQUESTS, pipe: Pipe | None = None
     given = {"call": CALL, "fps": 8.0, "about": {"model": "m", "attention": {"method": "dense"}}, "ending": ".mkv",
              **values}  # fmt: skip
     return run(lambda: (pipe or Pipe(), None), requests, out, **given)
-
-
-def contents(out: Path) -> dict[str, Any]:
-    """The frames of the videos, and the records without times and what a file has anew each time."""
-    found: dict[str, Any] = {path.name: read_video(path).tobytes() for path in out.glob("*.mkv")}
-    for path in out.glob("0*.json"):
-        found[path.name] = {name: item for name, item in json.loads(path.read_text()).items()
-                            if name not in ("created", "seconds", "denoising_seconds", "turn", "sha256")}  # fmt: skip
-    return found
 
 
 def test_each_clip_has_a_video_and_a_record(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner, Result
 
 import vidaccel
 import vidaccel.calibration.cache
+from tests import commands
 from tests.calibration.cases import GUIDED, PROMPTS, SIZE
 from tests.tiny import generate, tiny_cogvideox, tiny_hunyuanvideo, tiny_wan
 from vidaccel.caching.calibration import CacheCalibration
@@ -21,7 +22,6 @@ from vidaccel.caching.teacache import fit
 from vidaccel.caching.track import rounded
 from vidaccel.calibration import cache_measures as measures
 from vidaccel.calibration import calibrate_cache
-from vidaccel.cli import app
 
 ALL = 10**6
 """Samples: every token."""
@@ -300,9 +300,7 @@ def test_measures_at_their_edges() -> None:
 
 WORDS = ["--frames", "17", "--height", "64", "--width", "96", "--steps", "4", "--guidance", "3", "--device", "cpu"]
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["calibrate-cache", *map(str, words)])
+run = functools.partial(commands.run, "calibrate-cache")
 
 
 @pytest.fixture(scope="module")

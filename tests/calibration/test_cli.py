@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,28 +8,19 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 import vidaccel.calibration.generation
+from tests import commands
 from tests.calibration.cases import PROMPTS
 from tests.tiny import tiny_wan
-from vidaccel.cli import app
 from vidaccel.profile import Profile
 from vidaccel.report.profile import layer_picture
 
 SIZE = ["--frames", "17", "--height", "64", "--width", "96", "--steps", "4", "--guidance", "3", "--device", "cpu"]
 QUICK = ["--rows", "16", "--steps-per-band", "2", "--cost", "density"]
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["profile", *map(str, words)])
-
-
-def refused(*words: object) -> str:
-    result = run(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
+run = functools.partial(commands.run, "profile")
+refused = functools.partial(commands.refused, "profile")
 
 
 @pytest.fixture(scope="module")

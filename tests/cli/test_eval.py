@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -13,12 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from typer.testing import CliRunner, Result
 
+from tests import commands
 from tests.launched import ended
 from tests.launched import launched as command
 from tests.tiny import tiny_wan
-from vidaccel.cli import app
 from vidaccel.cli.output import say_error, speaking, time_left
 from vidaccel.eval.clip import Clip
 from vidaccel.eval.store import Store
@@ -45,16 +45,8 @@ device: cpu
 quick: true
 """
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["eval", *map(str, words)])
-
-
-def refused(*words: object) -> str:
-    result = run(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
+run = functools.partial(commands.run, "eval")
+refused = functools.partial(commands.refused, "eval")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,12 +16,12 @@ from typing import Any
 import psutil
 import pytest
 from PIL import Image
-from typer.testing import CliRunner, Result
 
+from tests import commands
+from tests.batch.clips import contents
 from tests.launched import ended, launched
 from tests.tiny import tiny_wan
 from vidaccel.batch import folder as batch_folder
-from vidaccel.cli import app
 from vidaccel.eval.video import read_video
 from vidaccel.processes import Crew
 from vidaccel.profile import Profile
@@ -31,16 +32,8 @@ CALL = ["--steps", 3, "--height", 64, "--width", 96, "--frames", 9, "--guidance"
 RADIAL = ["--method", "radial", "--set", "block=16", "--set", "split=16", "--min-tokens", 0, "--backend", "reference",
           "--schedule", "dense_first_steps=1"]  # fmt: skip
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["generate", *map(str, words)])
-
-
-def refused(*words: object) -> str:
-    result = run(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
+run = functools.partial(commands.run, "generate")
+refused = functools.partial(commands.refused, "generate")
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +52,6 @@ def prompts(tmp_path: Path) -> Path:
 
 def words(model: Path, prompts: Path, out: Path, *more: object) -> list[object]:
     return ["--model", model, "--prompts", prompts, "--out", out, *CALL, *more]
-
-
-def contents(out: Path) -> dict[str, Any]:
-    """The frames of the videos, and the records without times and what a file has anew each time."""
-    found: dict[str, Any] = {path.name: read_video(path).tobytes() for path in out.glob("*.m[pk][4v]")}
-    for path in out.glob("0*.json"):
-        found[path.name] = {name: item for name, item in json.loads(path.read_text()).items()
-                            if name not in ("created", "seconds", "denoising_seconds", "turn", "sha256")}  # fmt: skip
-    return found
 
 
 def test_each_clip_is_what_one_alone_would_be(model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import re
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from vidaccel.cli import app
+from tests import commands
 
 SMALL = ("--model", "wan2.1-t2v-14b", "--grid", "5x16x16")
 
-
-def run(*words: object) -> Any:
-    return CliRunner().invoke(app, ["plan", *map(str, words)])
-
-
-def values_of(*words: object) -> dict[str, Any]:
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.output
-    values: dict[str, Any] = json.loads(result.stdout)
-    return values
+run = functools.partial(commands.run, "plan")
+values_of = functools.partial(commands.values_of, "plan")
 
 
 def test_every_way_and_the_best() -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
+from tests import commands
 from tests.launched import ended, launched
 from tests.tiny import tiny_wan
-from vidaccel.cli import app
 from vidaccel.profile import Profile
 from vidaccel.tune import ready
 
@@ -20,16 +20,8 @@ pytest.importorskip("optuna")
 PROMPTS = ["a red circle moves left", "a blue square moves right", "a red square", "a blue circle"]
 SIZE = ["--frames", 17, "--height", 64, "--width", 96, "--steps", 6, "--guidance", 1.0]
 
-
-def run(*words: object) -> Result:
-    return CliRunner().invoke(app, ["tune", *map(str, words)])
-
-
-def refused(*words: object) -> str:
-    result = run(*words)
-    assert result.exit_code == 2, result.output
-    assert result.stdout == "" and "Traceback" not in result.stderr
-    return result.stderr.splitlines()[-1]
+run = functools.partial(commands.run, "tune")
+refused = functools.partial(commands.refused, "tune")
 
 
 @pytest.fixture(scope="module")

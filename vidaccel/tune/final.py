@@ -62,8 +62,7 @@ class Final:
 
     def room(self, seconds: float) -> bool:
         """Whether that is enough to measure one more candidate, however slow it is."""
-        took = self.lab.dense["seconds"]
-        return bool(seconds >= LEAST_PROMPTS * 2 * (took + self._decoding()))
+        return seconds >= LEAST_PROMPTS * self._takes([Found({}, 1.0, 0.0)])
 
     def _batches(self, batch: list[Found], share: float, until: float) -> None:
         while batch:

@@ -157,7 +157,8 @@ class Search:
             if not kept:
                 return
             room, before = self._room(1.0), len(self.lab.journal.lines)
-            found = [next(turns) and self._between(kept) or self._near(kept, tried, draw) for _ in range(room)]
+            gaps = [self._between(kept) if next(turns) else None for _ in range(room)]
+            found = [self._near(kept, tried, draw) if gap is None else gap for gap in gaps]
             proposed = [each for each in found if each is not None]
             # As they are like some of the front, what they gain or lose on one prompt tells more.
             self._ahead(proposed, until, LIKE)
