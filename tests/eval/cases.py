@@ -26,8 +26,8 @@ def source(**values: Any) -> Source:
     def load() -> Any:
         pytest.fail("it was loaded")
 
-    given = {"name": "miniature:wan", "pipeline": Pipeline, "family": "wan", "load": load, "dtype": "float32",
-             "identify": lambda: "sha256:0", "device": "cpu", **values}  # fmt: skip
+    given = {"name": "miniature:wan", "pipeline": Pipeline, "transformer": "WanTransformer3DModel",
+             "load": load, "dtype": "float32", "identify": lambda: "sha256:0", "device": "cpu", **values}  # fmt: skip
     return Source(**given)
 
 

@@ -115,7 +115,7 @@ def test_a_second_run_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first = bench.run(pipe, tmp_path, **QUICK)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     source = Source.of(pipe)
-    unloaded = Source(source.name, source.pipeline, source.family, lambda: pytest.fail("it was loaded"),
+    unloaded = Source(source.name, source.pipeline, source.transformer, lambda: pytest.fail("it was loaded"),
                       source.identify, source.dtype, source.device)  # fmt: skip
     second = bench.run(unloaded, tmp_path, Settings.of(QUICK), say=said.append)
     assert second.skipped == second.cells == 4 and said == ["4 of 4 cells are done already"]
@@ -157,7 +157,7 @@ def test_a_dense_reference_that_fails_is_tried_once(tmp_path: Path, monkeypatch:
 def test_a_model_that_cannot_be_loaded_fails_its_cells(tmp_path: Path) -> None:
     pipe = tiny_wan()
     good = Source.of(pipe, "good")
-    bad = Source("bad", good.pipeline, "wan", lambda: 1 / 0, lambda: "sha256:0", "float32", "cpu")
+    bad = Source("bad", good.pipeline, good.transformer, lambda: 1 / 0, lambda: "sha256:0", "float32", "cpu")
     result = bench.run([bad, good], tmp_path, **{**QUICK, "baselines": False})
     assert list(result.failed.values()) == ["ZeroDivisionError: division by zero"]
     assert [row.model for row in result.rows] == ["good"]
@@ -237,7 +237,7 @@ def test_a_model_without_a_family_runs_dense(tmp_path: Path) -> None:
 
     pipe = tiny_wan()
     pipe.transformer.__class__ = Unknown
-    with pytest.raises(ValueError, match="runs dense only"):
+    with pytest.raises(ValueError, match="runs dense only: Unknown is not supported; .*WanTransformer3DModel"):
         bench.run(pipe, tmp_path / "out", **QUICK)
     assert not (tmp_path / "out").exists()
     result = bench.run(pipe, tmp_path / "out", **CALL, prompt=PROMPT, method="dense", quick=True)

@@ -111,7 +111,7 @@ def test_bad_caches_say_what_is_allowed(values: dict[str, Any], said: str) -> No
     with pytest.raises(ValueError, match=said):
         Settings.of(values)
     with pytest.raises(ValueError, match="runs dense only"):
-        plan({"method": "dense", "cache": "easycache"}, source(family=None))
+        plan({"method": "dense", "cache": "easycache"}, source(transformer="LatteTransformer3DModel"))
 
 
 def test_cells_with_a_cache_are_what_they_say(tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ from tests.eval.cases import ImagePipeline, plan, source
 from vidaccel.eval.cells import plan_cells, random_options
 from vidaccel.eval.settings import Settings
 
+LATTE = "LatteTransformer3DModel"
+"""One that is refused for a reason."""
+
 
 def test_cells_are_the_product_of_the_axes() -> None:
     axes = {"method": ["dense", "radial", {"name": "radial", "decay": 0.1}], "density": [0.2, 0.3],
@@ -112,7 +115,7 @@ def test_names_are_readable_and_fit_a_file_system() -> None:
 @pytest.mark.parametrize(
     ("values", "other", "said"),
     [
-        ({"density": 0.5}, {"family": None}, "runs dense only.*families that have it are .*wan"),
+        ({"density": 0.5}, {"transformer": LATTE}, f"runs dense only: {LATTE} is not supported: its blocks attend"),
         ({"method": {"name": "radial", "block": 5}}, {}, "block 5 is not a power of two"),
         ({"method": {"name": "radial", "decay": 0.1, "density": 0.3}}, {}, "not both"),
         ({}, {"pipeline": ImagePipeline}, "needs a first frame"),
@@ -133,7 +136,7 @@ def test_an_eval_needs_prompts_and_models_of_different_names() -> None:
 
 
 def test_dense_cells_need_no_family() -> None:
-    assert [cell.label for cell in plan({"method": "dense"}, source(family=None))] == ["dense"]
+    assert [cell.label for cell in plan({"method": "dense"}, source(transformer=LATTE))] == ["dense"]
 
 
 def test_random_blocks_are_of_the_parents_size() -> None:

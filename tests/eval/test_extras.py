@@ -39,7 +39,7 @@ def records(out: Path) -> dict[str, dict[str, Any]]:
 def unloaded(pipe: Any) -> Source:
     """The same model, which must not be loaded."""
     known = Source.of(pipe)
-    return Source(known.name, known.pipeline, known.family, lambda: pytest.fail("it was loaded"), known.identify,
+    return Source(known.name, known.pipeline, known.transformer, lambda: pytest.fail("it was loaded"), known.identify,
                   known.dtype, known.device)  # fmt: skip
 
 

@@ -149,8 +149,9 @@ def source_of(model: Model, dtype: str, device: str) -> Source:
     from vidaccel.eval.sources import source_at
 
     own = functools.partial(miniature_options, model) if model.is_miniature else lambda method, given: given
-    return source_at(model.path, model.name, family=model.family, load=functools.partial(model.load, dtype, device),
-                     dtype=dtype, device=device, defaults=model.defaults(), options=own)  # fmt: skip
+    load = functools.partial(model.load, dtype, device)
+    return source_at(model.path, model.name, transformer=model.transformer, load=load, dtype=dtype, device=device,
+                     defaults=model.defaults(), options=own)  # fmt: skip
 
 
 def _schedule(assignments: Strings) -> dict[str, Any] | None:

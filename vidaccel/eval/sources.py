@@ -9,7 +9,7 @@ from typing import Any
 
 from vidaccel.eval.identity import digest, digest_pipeline
 from vidaccel.methods import METHODS
-from vidaccel.pipelines import experts, families, family_named
+from vidaccel.pipelines import experts, families, family_named, unsupported
 
 SHOWN = ("height", "width", "num_frames", "num_inference_steps", "guidance_scale")
 """Arguments that every record shows, as given or as the pipeline's own."""
@@ -23,7 +23,7 @@ class Source:
     Args:
         name: in records and tables.
         pipeline: class of the pipeline.
-        family: name of its transformer's family; None where no family of ours has it: then only dense cells run.
+        transformer: name of its transformer's class; where no family of ours has that, only dense cells run.
         load: makes the pipeline, on its device.
         identify: tells its digest; see `vidaccel.eval.identity`.
         dtype, device: as torch names them, such as "float32" and "cpu".
@@ -33,7 +33,7 @@ class Source:
 
     name: str
     pipeline: Any
-    family: str | None
+    transformer: str
     load: Callable[[], Any]
     identify: Callable[[], str]
     dtype: str
@@ -49,9 +49,8 @@ class Source:
             ValueError: it has no video transformer.
         """
         transformer = next(iter(experts(pipe).values()))
-        family = family_named(type(transformer).__name__)
         dtype = str(transformer.dtype).removeprefix("torch.")
-        return cls(name or type(pipe).__name__, type(pipe), family.name if family else None, lambda: pipe,
+        return cls(name or type(pipe).__name__, type(pipe), type(transformer).__name__, lambda: pipe,
                    lambda: digest_pipeline(pipe), dtype, str(pipe.device))  # fmt: skip
 
     @property
@@ -81,12 +80,13 @@ class Source:
         """The family, which sparse attention and caches need.
 
         Raises:
-            ValueError: it has none.
+            ValueError: it has none; the message says why, or lists what is supported.
         """
-        if self.family is None:
-            raise ValueError(f"{self.name} runs dense only: no sparse attention for its {self.pipeline.__name__}; the "
-                             f"families that have it are {', '.join(families())}")  # fmt: skip
-        return self.family
+        found = family_named(self.transformer)
+        if found is None:
+            why = unsupported(self.transformer)
+            raise ValueError(f"{self.name}, a {self.pipeline.__name__}, runs dense only: {why}")
+        return found.name
 
     def method_options(self, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """All options of a method on this model.
