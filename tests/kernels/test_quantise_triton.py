@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET"):
 from tests import interpreted
 from tests.kernels.triton_compiler import SHARED_KB, machine_code, source
 from vidaccel.kernels import triton_quantise
-from vidaccel.kernels.triton_quantise import Launch
+from vidaccel.triton_launch import Launch
 
 CASES = Path(__file__).with_name("triton_quantise_cases.py")
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -53,7 +53,7 @@ def launches(head_dim: int, dtype: torch.dtype, padded: bool) -> dict[str, Launc
 
 def check(architecture: str, dtype: torch.dtype, head_dim: int, padded: bool) -> None:
     for name, launch in launches(head_dim, dtype, padded).items():
-        machine = machine_code(architecture, launch.kernel, launch)
+        machine = machine_code(architecture, launch)
         assert machine.spilled == 0, (name, machine.registers)
         assert machine.registers <= MOST_REGISTERS, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, name
@@ -75,7 +75,7 @@ def test_other_variants_compile_without_spills(architecture: str) -> None:
 def test_tokens_are_read_16_bytes_at_a_time() -> None:
     """These kernels wait for memory: narrow loads would be their whole cost."""
     for name, launch in launches(128, torch.bfloat16, False).items():
-        text = machine_code("gfx942", launch.kernel, launch).instructions
+        text = machine_code("gfx942", launch).instructions
         assert text["global_load_dwordx4"] + text["buffer_load_dwordx4"] > 0, (name, text)
 
 
@@ -88,7 +88,7 @@ def test_grids_cover_every_token_once() -> None:
 def test_large_strides_are_64_bits() -> None:
     states = torch.empty_strided((1, 2, 2, 64), (1 << 33, 1 << 31, 64, 1), dtype=torch.bfloat16, device="meta")
     launch = triton_quantise.prepare_rows(states, None, None)
-    signature = source(launch.kernel, launch).signature
+    signature = source(launch).signature
     assert (signature["s_batch"], signature["s_token"], signature["s_head"]) == ("i64", "i64", "i32")
 
 

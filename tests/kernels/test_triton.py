@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidaccel import triton_launch
 from vidaccel.kernels import triton, triton_table
 from vidaccel.kernels.triton import Work, prepare
 from vidaccel.kernels.triton_table import HEAD_DIMS, TABLE, Tile, choose, row
@@ -23,7 +24,7 @@ TILE = Tile(64, 64, 4, 2)
 @pytest.fixture()
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let meta tensors stand for ones on an sm_90 GPU with Triton installed."""
-    monkeypatch.setattr(triton, "_interpreted", lambda: False)
+    monkeypatch.setattr(triton_launch, "interpreted", lambda: False)
     monkeypatch.setattr(triton, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(triton, "_import_problem", lambda: None)
 
@@ -79,8 +80,9 @@ def test_without_triton_the_reason_says_so() -> None:
     code = """
 import sys, torch
 sys.modules["triton"] = None  # an import of it now fails
+from vidaccel import triton_launch
 from vidaccel.kernels import triton
-triton._interpreted = lambda: True
+triton_launch.interpreted = lambda: True
 print(triton.why_not(torch.empty(1, 8, 2, 64)))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -197,9 +199,9 @@ def test_what_the_kernel_cannot_address_is_copied() -> None:
 
 def test_grid_covers_every_part_of_every_tile() -> None:
     query = torch.empty(2, 300, 3, 64, device="meta")
-    assert launch(query, BlockMask.full(300, 300, query_block=128).to("meta")).grid == 2 * 3 * 3 * 2
-    assert launch(query, BlockMask.full(300, 300, query_block=100).to("meta")).grid == 2 * 3 * 3 * 2
-    assert launch(query, BlockMask.full(300, 300, query_block=16).to("meta")).grid == 2 * 3 * 19
+    assert launch(query, BlockMask.full(300, 300, query_block=128).to("meta")).grid == (2 * 3 * 3 * 2,)
+    assert launch(query, BlockMask.full(300, 300, query_block=100).to("meta")).grid == (2 * 3 * 3 * 2,)
+    assert launch(query, BlockMask.full(300, 300, query_block=16).to("meta")).grid == (2 * 3 * 19,)
 
 
 def test_an_empty_batch_launches_nothing() -> None:

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import triton
@@ -17,10 +17,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vidaccel.kernels.triton import Launch, prepare
-from vidaccel.kernels.triton_kernel import block_sparse_forward
+from vidaccel.kernels.triton import prepare
 from vidaccel.kernels.triton_table import Tile
 from vidaccel.plan import AttentionPlan, BlockMask, ExtraKeys
+from vidaccel.triton_launch import Launch
 
 POINTERS = {
     torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32", torch.int8: "*i8",
@@ -73,33 +73,24 @@ def compiled(
     precision: str | None = None,
 ) -> Machine:  # fmt: skip
     """The machine code of that launch for an architecture."""
-    call = launch(head_dim, tile, dtype, options, parts, precision)
-    return machine_code(architecture, block_sparse_forward, call)
+    return machine_code(architecture, launch(head_dim, tile, dtype, options, parts, precision))
 
 
-class AnyLaunch(Protocol):
-    """What a launch of any kernel has."""
-
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    options: dict[str, int]
-
-
-def machine_code(architecture: str, kernel: Any, call: AnyLaunch) -> Machine:
-    """The machine code of a launch of a kernel for an architecture."""
+def machine_code(architecture: str, call: Launch) -> Machine:
+    """The machine code of a launch for an architecture."""
     is_amd = architecture.startswith("gfx")
     target = GPUTarget("hip", architecture, 64) if is_amd else GPUTarget("cuda", int(architecture[3:]), 32)
-    made = triton.compile(source(kernel, call), target=target, options=call.options)
+    made = triton.compile(source(call), target=target, options=call.options)
     return (_read_amd if is_amd else _read_nvidia)(made.asm, made.metadata.shared)
 
 
-def source(kernel: Any, call: AnyLaunch) -> ASTSource:
+def source(call: Launch) -> ASTSource:
     """The kernel specialised as Triton specialises it when it is launched with these arguments."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int], list[list[object]]] = {}
     arguments = {**call.arguments, **call.constants}
-    for index, parameter in enumerate(kernel.params):
+    for index, parameter in enumerate(call.kernel.params):
         given = arguments.pop(parameter.name)
         kind = "constexpr" if parameter.is_constexpr else _type(given, parameter.do_not_specialize)
         signature[parameter.name] = kind
@@ -108,7 +99,7 @@ def source(kernel: Any, call: AnyLaunch) -> ASTSource:
         elif not parameter.do_not_specialize and _is_aligned(given):
             attributes[(index,)] = [["tt.divisibility", 16]]
     assert not arguments, f"the kernel has no parameters {sorted(arguments)}"
-    return ASTSource(kernel, signature, constants, attributes)
+    return ASTSource(call.kernel, signature, constants, attributes)
 
 
 def _is_aligned(given: object) -> bool:

@@ -15,8 +15,8 @@ if os.environ.get("TRITON_INTERPRET"):
 
 from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES, machine_code, source
 from vidaccel.planning import triton_kmeans, triton_order, triton_select
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.order import Order
+from vidaccel.triton_launch import Launch
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 FEWER = tuple(each for each in ARCHITECTURES if each not in ("sm_86", "sm_89"))
@@ -65,7 +65,7 @@ def grouping(head_dim: int, dtype: torch.dtype) -> dict[str, Launch]:
 
 def check(architecture: str, launches: dict[str, Launch]) -> None:
     for name, launch in launches.items():
-        machine = machine_code(architecture, launch.kernel, launch)
+        machine = machine_code(architecture, launch)
         print(architecture, name, launch.constants, machine.registers, machine.shared)  # pytest -s shows the table
         assert not machine.spilled, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, (name, machine.shared)
@@ -97,5 +97,5 @@ def test_the_check_sees_spills() -> None:
 def test_large_tensors_are_addressed_with_64_bits() -> None:
     launch = grouping(128, torch.bfloat16)["assign"]
     launch.arguments["p_batch"] = 1 << 40
-    signature = source(launch.kernel, launch).signature
+    signature = source(launch).signature
     assert (signature["p_batch"], signature["p_token"], signature["points"]) == ("i64", "i32", "*bf16")

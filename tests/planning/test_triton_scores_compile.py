@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET"):
 from tests.kernels.triton_compiler import SHARED_KB, TENSOR_CORES, machine_code, source
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.planning import triton_antidiagonal, triton_mass, triton_pool, triton_sampled
-from vidaccel.planning.dispatch import Launch
+from vidaccel.triton_launch import Launch
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "gfx942")
 FEWER = tuple(each for each in ARCHITECTURES if each not in ("sm_86", "sm_89"))
@@ -66,7 +66,7 @@ def launches(
 
 def check(architecture: str, some: dict[str, Launch]) -> None:
     for name, launch in some.items():
-        machine = machine_code(architecture, launch.kernel, launch)
+        machine = machine_code(architecture, launch)
         print(architecture, name, launch.constants, machine.registers, machine.spilled, machine.shared)
         assert not machine.spilled, (name, machine.registers)
         assert machine.shared <= SHARED_KB[architecture] * 1024, (name, machine.shared)
@@ -107,4 +107,4 @@ def test_large_tensors_are_addressed_with_64_bits() -> None:
         for name in launch.arguments:
             if name.endswith(("_batch", "_token", "_head")):
                 launch.arguments[name] = 1 << 40
-                assert source(launch.kernel, launch).signature[name] == "i64"
+                assert source(launch).signature[name] == "i64"

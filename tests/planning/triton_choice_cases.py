@@ -17,13 +17,14 @@ from vidaccel.planning.groups import group_moments
 from vidaccel.planning.kmeans import assign, kmeans, sample, update
 from vidaccel.planning.order import order_by, permute, permute_reference, unpermute, unpermute_reference
 from vidaccel.planning.select import budgeted, top_k, top_p
+from vidaccel.triton_launch import interpreted
 
 NAN, INF = float("nan"), float("inf")
 
 
 @pytest.fixture(autouse=True)
 def _poisoned_outputs() -> Iterator[None]:
-    assert dispatch.interpreted()
+    assert interpreted()
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # then, and only then, torch fills what it allocates
     assert torch.utils.deterministic.fill_uninitialized_memory and torch.zeros(1).new_empty(9).isnan().all()

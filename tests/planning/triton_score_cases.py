@@ -15,6 +15,7 @@ from tests.planning.score_cases import close, lse_of, orders, plan_list, poisone
 from vidaccel.plan import AttentionPlan, BlockMask
 from vidaccel.planning import antidiagonal, dispatch, mass, pool, sampled, triton_antidiagonal
 from vidaccel.planning.rows import keys_of_rows
+from vidaccel.triton_launch import Launch
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3}
 DTYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -229,8 +230,8 @@ def test_shared_candidates_have_one_mask_for_all_lanes(monkeypatch: pytest.Monke
     """Even where the masks of two lanes do not fit: nothing is worked on in groups."""
     monkeypatch.setattr(sampled, "WORKING_BYTES", 1)
     grids = []
-    run = dispatch.Launch.run
-    monkeypatch.setattr(dispatch.Launch, "run", lambda launch: (grids.append(launch.grid), run(launch)))
+    run = Launch.run
+    monkeypatch.setattr(Launch, "run", lambda launch: (grids.append(launch.grid), run(launch)))
     plans = [AttentionPlan(random_mask(1, 37, 41)), AttentionPlan(BlockMask.full(37, 41))]
     check_errors(tensors_of(37, 41, 16), torch.tensor([0, 36]), plans)
     assert [lanes for _, lanes in grids] == [1, 1, 6]

@@ -15,6 +15,7 @@ from torch import nn
 from vidaccel import guidance
 from vidaccel._version import __version__
 from vidaccel.calibration.library import Library
+from vidaccel.parallel import plans
 
 SAMPLES = 64
 """Values of each weight that tell two models apart."""
@@ -28,8 +29,7 @@ def check_whole(modules: Mapping[str, nn.Module]) -> None:
     """
     for module in modules.values():
         guidance.check_whole(module)
-        config: Any = getattr(module, "_parallel_config", None)
-        if config is not None:
+        if (config := plans.configured(module)) is not None:
             raise ValueError(f"clips of this {type(module).__name__} are split over {config._world_size} processes "
                              "by enable_parallelism(), and measurements need whole ones: load it without; many prompts "
                              "go to many processes by accelerate launch -m vidaccel")  # fmt: skip

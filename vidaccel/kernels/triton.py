@@ -6,10 +6,8 @@ in the environment from the start, the kernel runs on the CPU in Triton's interp
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import math
-import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,11 +16,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from vidaccel import triton_launch
 from vidaccel.kernels import quantise, triton_table
 from vidaccel.kernels.quantise import Quantised
 from vidaccel.kernels.triton_table import HEAD_DIMS, Tile
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan, ExtraKeys
+from vidaccel.triton_launch import Launch
 
 DTYPES = (torch.bfloat16, torch.float16)
 # In the interpreter bf16 is computed on its bits as integers: wrong by many orders of magnitude, without an error.
@@ -37,11 +37,11 @@ FP8_FROM = 89
 
 def why_not(query: Tensor, precision: str | None = None) -> str | None:
     """The reason this backend cannot run a call with such a query, or None."""
-    if not _interpreted() and query.device.type != "cuda":
+    if not triton_launch.interpreted() and query.device.type != "cuda":
         return f"it needs a CUDA or ROCm GPU, the query is on {query.device}"
-    dtypes = INTERPRETER_DTYPES if _interpreted() else DTYPES
+    dtypes = INTERPRETER_DTYPES if triton_launch.interpreted() else DTYPES
     if query.dtype not in dtypes:
-        where = "in Triton's interpreter it has" if _interpreted() else "it has"
+        where = "in Triton's interpreter it has" if triton_launch.interpreted() else "it has"
         return f"{where} {_names(dtypes)}, not {_names((query.dtype,))}"
     if query.shape[-1] not in HEAD_DIMS:
         return f"it has head dims {', '.join(map(str, HEAD_DIMS))}, not {query.shape[-1]}"
@@ -85,25 +85,10 @@ _WORK: WeakKeyDictionary[BlockMask, Work] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class Launch:
-    """One launch of the kernel: `grid` programs with `arguments` and, fixed at compile time, `constants`.
+class AttentionLaunch(Launch):
+    """A launch of the attention kernel; `key_mean` is what quantised keys are less, else None."""
 
-    `key_mean` is what quantised keys are less, else None.
-    """
-
-    arguments: dict[str, Any]
-    constants: dict[str, int | None]
-    options: dict[str, int]
-    grid: int
     key_mean: Tensor | None = None
-
-    def run(self) -> None:
-        """Start the kernel on the device of its tensors."""
-        kernel = importlib.import_module("vidaccel.kernels.triton_kernel").block_sparse_forward
-        device = self.arguments["query"].device
-        # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            kernel[(self.grid,)](**self.arguments, **self.constants, **self.options)
 
 
 def attention(
@@ -131,8 +116,7 @@ def attention(
         query, key, value, plan, key_lengths=key_lengths, scale=scale, return_lse=return_lse, tile=tile,
         precision=precision,
     )  # fmt: skip
-    if launch.grid:
-        launch.run()
+    launch.run()
     out, lse = launch.arguments["out"], launch.arguments["lse"]
     if lse is not None and launch.key_mean is not None:
         lse = lse + quantise.lse_shift(query, launch.key_mean, scale)
@@ -150,7 +134,7 @@ def prepare(
     return_lse: bool,
     tile: Tile,
     precision: str | None = None,
-) -> Launch:
+) -> AttentionLaunch:
     """The launch that computes a call with the given launch parameters; its ``out`` and ``lse`` are the results.
 
     With a `precision` it has quantised the inputs, and its ``lse`` still lacks `quantise.lse_shift`.
@@ -180,7 +164,8 @@ def prepare(
     }  # fmt: skip
     options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     grid = batch * heads * mask.tiles * -(-mask.query_block // tile.block_q)
-    return Launch(arguments, constants, options, grid, None if bits is None else bits.key_mean)
+    kernel = importlib.import_module("vidaccel.kernels.triton_kernel").block_sparse_forward
+    return AttentionLaunch(kernel, arguments, constants, options, (grid,), None if bits is None else bits.key_mean)
 
 
 def _tensors(
@@ -250,11 +235,6 @@ def _heaviest_first(mask: BlockMask) -> Tensor:
     keys = (ends[offsets[:, 1:]] - ends[offsets[:, :-1]]).flatten()
     classes = keys * WORK_CLASSES // keys.max().clamp(min=1)
     return classes.argsort(descending=True, stable=True).int()
-
-
-def _interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter; Triton itself reads this when a kernel is defined."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @cache

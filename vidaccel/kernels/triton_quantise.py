@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from vidaccel.triton_launch import Launch
+
 CHUNK = 512
 """Tokens that one program reduces: 40 heads of 75,600 tokens are 5,920 programs, and their partial results 3 MB."""
 ELEMENTS = 4096
 """Of a step of a program, 32 a thread; by compiler and bytes in flight, not timed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Launch:
-    """One launch of a kernel: `grid` programs with `arguments` and, fixed at compile time, `constants`."""
-
-    kernel: Any
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    grid: tuple[int, int]
-    options: ClassVar[dict[str, int]] = {"num_warps": 4, "num_stages": 3}
-
-    def run(self) -> None:
-        """Start it on the device of its tensors."""
-        device = self.arguments["states"].device
-        # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+OPTIONS = {"num_warps": 4, "num_stages": 3}
 
 
 def mean(key: Tensor, valid: Tensor | None) -> Tensor:
@@ -117,7 +100,8 @@ def _launch(
     by_head = valid is not None and valid.shape[1] > 1
     arguments.update(v_batch=0 if valid is None else valid.stride(0), v_head=tokens if by_head else 0)
     constants = {**constants, "HEAD_DIM": head_dim, "BLOCK_D": block_d, "BLOCK_T": block_t}
-    return Launch(kernel, arguments, constants, (triton.cdiv(tokens, constants.get("CHUNK", block_t)), batch * heads))
+    grid = triton.cdiv(tokens, constants.get("CHUNK", block_t)), batch * heads
+    return Launch(kernel, arguments, constants, OPTIONS, grid)
 
 
 @triton.jit

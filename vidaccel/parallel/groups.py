@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from vidaccel.parallel import plans
 from vidaccel.parallel.split import Group
 
 GROUPS = 2
@@ -45,7 +46,7 @@ def check_split(transformer: nn.Module, group: Group) -> None:
     """
     from torch import distributed
 
-    config = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    config = getattr(plans.configured(transformer), "context_parallel_config", None)
     if config is None:
         return
     ranks = distributed.get_process_group_ranks(config._flattened_mesh.get_group())

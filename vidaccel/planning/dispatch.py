@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from vidaccel.triton_launch import interpreted
 
 IMPLEMENTATIONS = ("triton", "torch")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,39 +70,9 @@ def why_not(*tensors: Tensor) -> str | None:
     return None if _installed() else "triton is not installed"
 
 
-@dataclass(frozen=True, eq=False)
-class Launch:
-    """One launch of a kernel: `grid` programs with `arguments` and, fixed at compile time, `constants`.
-
-    Args:
-        kernel: a jitted function of a ``triton_*.py`` module here.
-        options: ``num_warps`` and ``num_stages``.
-    """
-
-    kernel: Any
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    options: dict[str, int]
-    grid: tuple[int, ...]
-
-    def run(self) -> None:
-        """Start it on the device of its first tensor; a grid without programs starts nothing."""
-        if 0 in self.grid:
-            return
-        device = next(each.device for each in self.arguments.values() if isinstance(each, Tensor))
-        # Triton launches on the current device, which need not be that of the tensors.
-        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
-
-
 def module(name: str) -> Any:
     """The module ``vidaccel.planning.triton_<name>`` that holds an operation's kernels."""
     return importlib.import_module(f"vidaccel.planning.triton_{name}")
-
-
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter; Triton itself reads this when a kernel is defined."""
-    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @cache

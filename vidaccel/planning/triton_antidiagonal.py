@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
 from vidaccel.planning.triton_slots import Slots, positions
+from vidaccel.triton_launch import Launch
 
 BLOCK_Q, BLOCK_K, BLOCK_F = 128, 128, 64
 """Query cells, slots of key cells and features of one step."""

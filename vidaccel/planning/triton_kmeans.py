@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.order import Order
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
+from vidaccel.triton_launch import Launch
 
 TILES = {128: (128, 64, 8), 256: (64, 32, 4)}
 """Up to a head dim: tokens of a program of `nearest`, centroids that it compares at once, and warps."""

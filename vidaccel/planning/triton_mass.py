@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
 from vidaccel.planning.triton_slots import Slots, positions, tile_mask
+from vidaccel.triton_launch import Launch
 
 NVIDIA = {"BLOCK_Q": 128, "BLOCK_K": 64}, {"num_warps": 8, "num_stages": 2}
 """Constants and options."""

@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
+from vidaccel.triton_launch import Launch
 
 ROWS = 32
 """Tokens of a program; of 128 dims in 16 bits these are 8 KB, four loads of 16 bytes per thread."""

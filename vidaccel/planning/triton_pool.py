@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
+from vidaccel.triton_launch import Launch
 
 
 def prepare(

@@ -11,10 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from vidaccel.plan import AttentionPlan
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.rows import patterns_of, tiles_of_rows
 from vidaccel.planning.shapes import power_of_two, read_in_place, strides
 from vidaccel.planning.triton_slots import tile_mask
+from vidaccel.triton_launch import Launch
 
 CANDIDATES_AT_ONCE = 7
 """Plans whose masks share a byte per row and key; the last bit, always set, is dense attention."""

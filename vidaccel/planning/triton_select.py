@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vidaccel.planning.dispatch import Launch
 from vidaccel.planning.shapes import power_of_two
+from vidaccel.triton_launch import Launch
 
 DIGIT = 4
 """Bits of the border score that a round of `cut` finds."""
