@@ -59,7 +59,13 @@ WITH_HEADS = ("head_profile", "mixed")
 BASELINES = ("oracle", "random")
 """Methods that are no settings."""
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-THRESHOLDS = {"easycache": (0.05, 0.1, 0.2, 0.4), "magcache": (0.06, 0.12, 0.24), "rehash": (0.1, 0.3)}
+THRESHOLDS = {"easycache": (0.05, 0.1, 0.2, 0.4), "magcache": (0.06, 0.12, 0.24), "rehash": (0.1, 0.3),
+              "teacache": (0.15, 0.5)}  # fmt: skip
+IDENTITY = {"coefficients": [1, 0]}
+"""Of `teacache`: nobody has published any for the miniatures."""
+BLOCKS = [{"name": "first_block", "threshold": 0.1}, {"name": "first_block", "threshold": 0.3},
+          {"name": "block_profile", "share": 0.8}]  # fmt: skip
+"""Policies that pass by some blocks of a step, so that no output of a step can be predicted."""
 METRIC = "psnr"
 Group = tuple[list[Any], list[Any], str | None]
 """Entries of the method axis and of the cache axis, which are crossed, and a precision."""
@@ -112,16 +118,17 @@ def caches_by_hand(place: Place) -> list[dict[str, Any]]:
     """Cache policies as a person would set them; without a calibration, those that need none."""
     short = {} if place.steps >= 12 else {"min_steps": 1}
     if place.calibration is None:
-        return [{"name": name, "threshold": value, **short} for name, values in THRESHOLDS.items() if name != "magcache"
-                for value in values]  # fmt: skip
-    fitted = {"name": "fitted", "file": place.calibration}
+        return [{"name": name, "threshold": value, **(IDENTITY if name == "teacache" else {}), **short}
+                for name, values in THRESHOLDS.items() if name != "magcache" for value in values]  # fmt: skip
+    own = {"file": place.calibration}
+    fitted = {"name": "fitted", **own}
     counts = sorted({max(2, round(share * place.steps)) for share in SHARES})
-    made: list[dict[str, Any]] = [{"name": "static", "computed_steps": count, "file": place.calibration}
-                                  for count in counts]  # fmt: skip
-    made += [{"name": "ertacache", "computed_steps": count, "file": place.calibration} for count in counts[1::2]]
+    made: list[dict[str, Any]] = [{"name": "static", "computed_steps": count, **own} for count in counts]
+    made += [{"name": "ertacache", "computed_steps": count, **own} for count in counts[1::2]]
     for name, values in THRESHOLDS.items():
-        needs = {"file": place.calibration} if name == "magcache" else {}
+        needs = {"magcache": own, "teacache": IDENTITY}.get(name, {})
         made += [{"name": name, "threshold": value, "predictor": fitted, **needs} for value in values]
+    made += [{**each, **(own if each["name"] == "block_profile" else {})} for each in BLOCKS]
     return [{**each, **short} for each in made]
 
 
@@ -194,12 +201,11 @@ def settings_of(place: Place, group: Group, prompts: list[str]) -> Settings:
 def measure(place: Place, prompts: list[str]) -> None:
     """All groups, prompt by prompt, so that those that are stopped early have rows that can be compared.
 
-    Methods without a cache run last and on one prompt: at the miniatures' sizes a CPU gains no time by them, and docs
-    have their quality on sixteen.
+    Methods without a cache run last: at the miniatures' sizes a CPU gains no time by them, and docs have their quality
+    on sixteen prompts.
     """
     source, (*cached, methods) = place.source(), groups(place)
-    order = [*itertools.product(prompts, cached), (prompts[0], methods)]
-    for prompt, group in order:
+    for prompt, group in [*itertools.product(prompts, cached), *((prompt, methods) for prompt in prompts)]:
         bench.run(source, place.out, settings_of(place, group, [prompt]), say=print)
 
 
