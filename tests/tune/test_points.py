@@ -64,6 +64,17 @@ def test_less_is_better_by_its_upper_end():
 def test_the_front_drops_what_is_beaten():
     beaten = point(1.4, 34.0)
     assert points.front([FAST, beaten, SLOW, MIDDLE]) == [SLOW, MIDDLE, FAST]
+    assert points.front([MIDDLE, MIDDLE]) == [MIDDLE]
+
+
+def test_the_front_keeps_what_only_the_clock_found_slower():
+    def searched(speedup: float, psnr: float, expected: float) -> Point:
+        made = point(speedup, psnr)
+        return dataclasses.replace(made, evidence={**made.evidence, "searched": {"speedup": expected}})
+
+    nine, ten = searched(1.45, 33.0, 1.8), searched(1.46, 35.0, 1.7)
+    assert points.front([nine, ten]) == [nine, ten]
+    assert points.front([searched(1.45, 33.0, 1.6), ten]) == [ten]
 
 
 def test_round_trip(tmp_path, profile):
