@@ -13,6 +13,7 @@ import pytest
 from tests import commands
 from tests.launched import ended, launched
 from tests.tiny import tiny_wan
+from tests.tune.cases import steady
 from vidaccel.profile import Profile
 from vidaccel.tune import ready
 
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """A tuning of few candidates and one method; its budget is never spent."""
+    steady(monkeypatch)
     monkeypatch.setattr(ready, "methods", lambda heads, block: iter([("radial", {"block": 16})]))
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     return ["--model", folder, "--prompts", tmp_path / "prompts.txt", *SIZE, "--budget", "200h", "--trials", 3,

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 import vidaccel
 from tests import tiny
 from vidaccel.caching.calibration import CacheCalibration
@@ -24,6 +26,13 @@ STEPS = 6
 CALL: dict[str, Any] = {"steps": STEPS, "height": 64, "width": 96, "frames": 17, "guidance": 3.0,
                         "negative_prompt": "blurry"}  # fmt: skip
 PROMPTS = ["a red circle moves left", "a blue square moves right", "a red square", "a blue circle"]
+
+
+def steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times by counted calls alone, so that a tuning finds the same on any machine, however busy."""
+    measured = Lab.dense.fget
+    monkeypatch.setattr(Lab, "dense", property(lambda self: {**measured(self), "calls": 1.0}))
+    monkeypatch.setattr(Lab, "_given_costs", lambda self: {})
 
 
 def spread(mean: float, around: float = 1.0) -> dict[str, float]:

@@ -11,7 +11,7 @@ import pytest
 import vidaccel
 from tests import tiny
 from tests.methods.test_head_profile import BLOCK, PATTERNS, option
-from tests.tune.cases import CALL, PROMPTS, STEPS, calibration
+from tests.tune.cases import CALL, PROMPTS, STEPS, calibration, steady
 from vidaccel.eval.metrics import compare_videos
 from vidaccel.heads import HeadTable
 from vidaccel.profile import Profile
@@ -32,6 +32,7 @@ def pipe() -> Any:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path) -> dict[str, Any]:
     """One method to look at, and few candidates."""
+    steady(monkeypatch)
     monkeypatch.setattr(ready, "methods", lambda heads, block: iter([("radial", {"block": 16})]))
     calibration().save(tmp_path / "cache.json")
     return {"budget": LONG, "trials": 4, "cache_file": str(tmp_path / "cache.json"), **CALL}
@@ -137,9 +138,8 @@ def test_sparse_attention_that_pays_is_cached_by_a_calibration_of_its_own(pipe, 
 
 
 def test_profiled_heads_come_along_and_are_the_same_wherever_the_file_lies(pipe, few, tmp_path, monkeypatch):
-    # Sparse calls are fast, reused ones free, and no measured time drops a point: what is found is the same anywhere.
+    # Sparse calls are fast, and no measured time drops a point.
     monkeypatch.setattr(labs.Lab, "_paced", lambda self, candidate: (0.1, None))
-    monkeypatch.setattr(labs.Lab, "_given_costs", lambda self: {})
     monkeypatch.setattr(run.points, "front", list)
     monkeypatch.setattr(ready, "methods", lambda heads, block: iter([("head_profile", {})] if heads else []))
     head = (option(0, 0.2), option(1, 0.1), option(2, 0.05), option(3, 0.0))
