@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny
 from tests.crews import in_crew
-from tests.tune.cases import CALL, PROMPTS, calibration
+from tests.tune.cases import CALL, PROMPTS, calibration, steady
 from tests.tune.test_tune import fidelity
 from vidaccel.caching.calibration import CacheCalibration
 from vidaccel.processes import Crew, launched
@@ -35,6 +35,7 @@ def pipes() -> list[Any]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     pipes()
+    steady(monkeypatch)
     monkeypatch.setattr(launched, "POLL", 0.005)
     monkeypatch.setattr(ready, "methods", lambda heads, block: iter([("radial", {"block": 16})]))
 
