@@ -122,6 +122,39 @@ def test_nothing_new_ends_it(monkeypatch):
     assert lab.budget.spent < 1e6
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_given_up_too_early_is_run_on(fails):
+    lab = FakeLab(judge, total=1000)
+    made = Search(lab, space(), 0, None, lambda _: None)
+    caches = {round(share * STEPS): each for share, each in made.space.statics()}
+    for steps, prompts in ((2, 2), (3, 1), (5, 2)):
+        for index in range(prompts):
+            lab.attempt(caches[steps], index)
+    assert made._reopened(front(lab.found())) == [caches[3]]
+    if fails:
+        lab.journal.add("failed", 0.0, candidate=key(caches[3]), settings=caches[3], why="its memory")
+        assert not made._reopened(front(lab.found()))
+        return
+    made.refine(lab.budget.spent + 3)
+    assert (key(caches[3]), 1) in lab.ran and len(lab.ran) == len(set(lab.ran))
+
+
+def test_a_prompt_on_which_nothing_changes_says_nothing_of_others():
+    def latents(candidate, index):
+        same = candidate["cache"]["name"] == "easycache" and index == 0
+        return 150.0 if same else 30.0 + index, 0.5
+
+    lab = FakeLab(latents)
+    first, *others = (each for _, each in space().statics())
+    easy = {**first, "cache": {"name": "easycache", "threshold": 0.1}}
+    for candidate in (easy, *others):
+        for index in range(2):
+            lab.attempt(candidate, index)
+    lab.attempt(first, 0)
+    found = next(each for each in lab.found() if each.settings == first)
+    assert not found.whole and found.snr == pytest.approx(30.5)
+
+
 def test_gaps_of_the_front_are_filled_widest_first():
     lab = FakeLab(judge, total=1000)
     made = Search(lab, space(), 0, None, lambda _: None)

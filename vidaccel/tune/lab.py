@@ -208,7 +208,8 @@ class Lab:
             lines.setdefault(line["candidate"], []).append(line)
         whole = [each for each in lines.values() if len(each) == len(self.cells)]
         gains = [_mean(each) - each[0]["snr"] for each in whole if each[0]["prompt"] == 0]
-        gain = statistics.mean(gains) if gains else 0.0
+        # Not the mean: what is identical on one prompt has a difference that says nothing of others.
+        gain = statistics.median(gains) if gains else 0.0
         given, inside = self._given_costs(), self.dense["calls"]
         return [self._found(each, gain, given, inside) for each in lines.values()]
 

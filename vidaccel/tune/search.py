@@ -11,7 +11,7 @@ from typing import Any
 
 from vidaccel.tune.candidate import Settings, key, words
 from vidaccel.tune.front import Found, front, shortfall
-from vidaccel.tune.lab import RUN, Lab
+from vidaccel.tune.lab import FAILED, RUN, Lab
 from vidaccel.tune.neighbours import neighbour
 from vidaccel.tune.space import Space
 
@@ -148,7 +148,7 @@ class Search:
         return found
 
     def _local(self, until: float) -> None:
-        """In turns what the front has nothing near to, and neighbours of its candidates."""
+        """What was given up too early, then in turns what the front has nothing near to, and neighbours of its own."""
         draw, stale = random.Random(f"{self.seed}, {len(self.lab.journal.lines)}"), 0
         turns = itertools.cycle((True, False))
         tried: dict[str, int] = {}
@@ -157,14 +157,23 @@ class Search:
             if not kept:
                 return
             room, before = self._room(1.0), len(self.lab.journal.lines)
-            gaps = [self._between(kept) if next(turns) else None for _ in range(room)]
-            found = [self._near(kept, tried, draw) if gap is None else gap for gap in gaps]
-            proposed = [each for each in found if each is not None]
+            proposed = self._reopened(kept)[:room]
+            if not proposed:
+                gaps = [self._between(kept) if next(turns) else None for _ in range(room)]
+                found = [self._near(kept, tried, draw) if gap is None else gap for gap in gaps]
+                proposed = [each for each in found if each is not None]
             # As they are like some of the front, what they gain or lose on one prompt tells more.
             self._ahead(proposed, until, LIKE)
             for each in proposed:
                 self._rungs(each, until, LIKE)
             stale = 0 if len(self.lab.journal.lines) > before else stale + room
+
+    def _reopened(self, kept: list[Found]) -> list[Settings]:
+        """Candidates that have not run on all prompts, but may reach the front by what is known now: what one prompt
+        says of the others is estimated from whole candidates, of which there are more with time."""
+        failed = {line["candidate"] for line in self.lab.journal.of(FAILED)}
+        partial = [each for each in self.lab.found() if not each.whole and key(each.settings) not in failed]
+        return [each.settings for each in partial if self._worth(each, kept, LIKE)]
 
     def _between(self, kept: Sequence[Found]) -> Settings | None:
         """A static cache for a time at which the front has nothing, the widest gap first; None where it has no gap."""
