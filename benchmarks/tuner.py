@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from caching_tuning import NEED_FILE, SWEPT, WHOLE
 from masks import BLOCK, FAMILIES, HERE, METRICS, PROMPTS, origin, read_records, spread
 
 from vidaccel import stored_cache
@@ -59,13 +60,9 @@ WITH_HEADS = ("head_profile", "mixed")
 BASELINES = ("oracle", "random")
 """Methods that are no settings."""
 SHARES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-THRESHOLDS = {"easycache": (0.05, 0.1, 0.2, 0.4), "magcache": (0.06, 0.12, 0.24), "rehash": (0.1, 0.3),
-              "teacache": (0.15, 0.5)}  # fmt: skip
-IDENTITY = {"coefficients": [1, 0]}
-"""Of `teacache`: nobody has published any for the miniatures."""
-BLOCKS = [{"name": "first_block", "threshold": 0.1}, {"name": "first_block", "threshold": 0.3},
-          {"name": "block_profile", "share": 0.8}]  # fmt: skip
-"""Policies that pass by some blocks of a step, so that no output of a step can be predicted."""
+VALUES = {"easycache": (0.05, 0.1, 0.2, 0.4), "magcache": (0.06, 0.12, 0.24), "rehash": (0.1, 0.3),
+          "teacache": (0.15, 0.5), "first_block": (0.1, 0.3), "block_profile": (0.8,)}  # fmt: skip
+"""Of what `SWEPT` says of a policy."""
 METRIC = "psnr"
 Group = tuple[list[Any], list[Any], str | None]
 """Entries of the method axis and of the cache axis, which are crossed, and a precision."""
@@ -117,19 +114,17 @@ def tune(place: Place, budget: str, target: str) -> None:
 def caches_by_hand(place: Place) -> list[dict[str, Any]]:
     """Cache policies as a person would set them; without a calibration, those that need none."""
     short = {} if place.steps >= 12 else {"min_steps": 1}
-    if place.calibration is None:
-        return [{"name": name, "threshold": value, **(IDENTITY if name == "teacache" else {}), **short}
-                for name, values in THRESHOLDS.items() if name != "magcache" for value in values]  # fmt: skip
     own = {"file": place.calibration}
-    fitted = {"name": "fitted", **own}
+    swept = [{**SWEPT[name][0], SWEPT[name][1]: value, **short} for name, values in VALUES.items() for value in values]
+    if place.calibration is None:
+        return [each for each in swept if each["name"] not in NEED_FILE]
     counts = sorted({max(2, round(share * place.steps)) for share in SHARES})
-    made: list[dict[str, Any]] = [{"name": "static", "computed_steps": count, **own} for count in counts]
-    made += [{"name": "ertacache", "computed_steps": count, **own} for count in counts[1::2]]
-    for name, values in THRESHOLDS.items():
-        needs = {"magcache": own, "teacache": IDENTITY}.get(name, {})
-        made += [{"name": name, "threshold": value, "predictor": fitted, **needs} for value in values]
-    made += [{**each, **(own if each["name"] == "block_profile" else {})} for each in BLOCKS]
-    return [{**each, **short} for each in made]
+    made = [{"name": "static", "computed_steps": count, **own, **short} for count in counts]
+    made += [{"name": "ertacache", "computed_steps": count, **own, **short} for count in counts[1::2]]
+    for each in swept:
+        predictor = {"predictor": {"name": "fitted", **own}} if each["name"] in WHOLE else {}
+        made.append({**each, **predictor, **(own if each["name"] in NEED_FILE else {})})
+    return made
 
 
 def methods_by_hand(place: Place) -> list[dict[str, Any]]:

@@ -22,7 +22,6 @@ from vidaccel.kernels.quantise import Quantised
 from vidaccel.kernels.triton_table import HEAD_DIMS, Tile
 from vidaccel.mask import BlockMask
 from vidaccel.plan import AttentionPlan, ExtraKeys
-from vidaccel.triton_launch import Launch
 
 DTYPES = (torch.bfloat16, torch.float16)
 # In the interpreter bf16 is computed on its bits as integers: wrong by many orders of magnitude, without an error.
@@ -85,7 +84,7 @@ _WORK: WeakKeyDictionary[BlockMask, Work] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionLaunch(Launch):
+class AttentionLaunch(triton_launch.Launch):
     """A launch of the attention kernel; `key_mean` is what quantised keys are less, else None."""
 
     key_mean: Tensor | None = None
